@@ -190,6 +190,17 @@ pub trait Chunks {
     /// (13, 19 or 21/22 otherwise). Blocks (highest written block + 1) on success.
     fn open(&self, id: ChunkId, version: ChunkVersion) -> Result<u16, ChunkError>;
 
+    /// The version held of a chunk, if it is held.
+    fn held(&self, id: ChunkId) -> Option<ChunkVersion> {
+        // A version nobody has: the refusal names the one that is held.
+        const NONE: ChunkVersion = ChunkVersion(u32::MAX);
+        match self.open(id, NONE) {
+            Ok(_) => Some(NONE),
+            Err(ChunkError::WrongVersion { held }) => Some(held),
+            Err(_) => None,
+        }
+    }
+
     /// Reads `size` bytes at `offset` of block `block` (`offset + size` ≤ 64 KiB, `size` ≥ 1).
     ///
     /// Every byte has been checked against its granule's checksum. A block damaged on every leg:

@@ -16,6 +16,8 @@
 
 pub mod buf;
 pub mod completion;
+#[cfg(feature = "tokio")]
+pub mod driver;
 mod error;
 mod geometry;
 mod io;

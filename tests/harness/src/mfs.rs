@@ -7,6 +7,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::clock::wait_until;
@@ -292,9 +293,14 @@ impl Mount {
     /// Runs a MooseFS tool (`mfsfileinfo`, `mfssetgoal`, `mfsmakesnapshot`, ...) with `args`; names of
     /// files are relative to the mount. The tools ask the mount's own proxy, hence its place.
     pub fn tool(&self, program: &str, args: &[&str]) -> Finished {
+        run(self.command(program).args(args), Duration::from_secs(60))
+    }
+
+    /// A program in the mount's place, with the mount as its working directory.
+    pub fn command(&self, program: &str) -> Command {
         let mut command = self.place.command(program);
-        command.args(args).current_dir(&self.point);
-        run(&mut command, Duration::from_secs(60))
+        command.current_dir(&self.point);
+        command
     }
 
     /// Sets the goal (number of copies) of a file or directory.

@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use harness::clock::wait_until;
 use harness::command::run;
-use harness::files::Corpus;
 use harness::istgt::Istgt;
 use harness::load::Load;
 use harness::mfs::{Master, Mount, StockChunkserver};
 use harness::net::Place;
 use harness::scratch::Scratch;
+use harness::shapes;
 use harness::site::{self, Storage};
 use harness::tgt::{free_ports, Tgt};
 
@@ -88,29 +87,15 @@ fn stock_moosefs_stores_files_of_every_shape() {
     master.wait_chunkservers(2, Duration::from_secs(20));
     let mut mount = Mount::start(&scratch, "client", net.place("mfs"), &master);
 
-    let mut corpus = Corpus::new(&mount.path().join("files"), 1);
-    corpus.create("small", 5, 5);
-    corpus.create("empty", 0, 1);
-    corpus.create("big", 65 << 20, 1 << 20);
-    corpus.write_at("sparse", 10_000_000, 12_345);
-    corpus.write_at("big", 65_537, 200_001);
-    corpus.truncate("big", (64 << 20) - 77);
-    corpus.create("direct", 1 << 20, 1 << 20);
-    corpus.write_direct("direct", 3, 20);
-    mount.snapshot("files/big", "files/snapshot");
-    corpus.copied("big", "snapshot");
-    corpus.write_at("snapshot", 100, 10);
+    let corpus = shapes::write_every_shape(&mount);
     mount.remount();
     corpus.verify();
-    corpus.verify_random_reads("big", 50);
+    corpus.verify_random_reads("two-chunks", 50);
 
-    mount.set_goal(2, "files");
-    wait_until("two equal copies", Duration::from_secs(60), || {
-        mount.copies("files/big").iter().all(|chunk| {
-            let digests: Vec<&String> = chunk.copies.iter().map(|(_, digest)| digest).collect();
-            digests.len() == 2 && digests[0] == digests[1] && !digests[0].is_empty()
-        })
-    });
+    mount.set_goal(2, shapes::FOLDER);
+    for name in ["shapes/two-chunks", "shapes/snap-cut"] {
+        shapes::wait_equal_copies(&mount, name, &[site::CHUNK_NODE, site::STOCK_NODE]);
+    }
 
     // A load goes on while its server is away: goal 2 has the other, and the mount retries.
     let load = Load::start(&mount.path().join("load"), 42);

@@ -1,0 +1,231 @@
+//! The typed `[multipath]` of one device.
+//!
+//! Options that belong together are judged together: the four `marginal_path_*` and the three
+//! `san_path_err_*` work only as a set (multipath.conf(5)), `features "1 queue_if_no_path"` is the old way to
+//! say `no_path_retry queue` and loses to it.
+
+use std::time::Duration;
+
+use super::origin::Problem;
+use super::section::Section;
+use super::types::*;
+use super::value::{show_span, Value};
+
+/// `no_path_retry` of a single leg; a mirror's leg fails at once.
+const SINGLE_LEG_RETRIES: u32 = 12;
+
+/// Builds it from a section that has every key, and resolves its "auto". `single`: the device is the only
+/// leg of its volume.
+pub(crate) fn multipath(s: &mut Section, single: bool, errors: &mut Vec<Problem>) -> Multipath {
+    let polling_interval = s.always_span("polling_interval");
+    let max_polling_interval = match s.span("max_polling_interval") {
+        Some(max) if max < polling_interval => {
+            let text = format!(
+                "max_polling_interval: {} is less than polling_interval {}",
+                show_span(max),
+                show_span(polling_interval)
+            );
+            errors.push(s.problem("max_polling_interval", text));
+            polling_interval
+        }
+        Some(max) => max,
+        None => polling_interval.saturating_mul(4),
+    };
+    s.resolve("max_polling_interval", Value::Span(max_polling_interval));
+    let s = &*s;
+    Multipath {
+        polling_interval,
+        max_polling_interval,
+        path_selector: selector(s, errors),
+        path_grouping_policy: match s.text("path_grouping_policy") {
+            "multibus" => GroupingPolicy::Multibus,
+            "group_by_serial" => GroupingPolicy::GroupBySerial,
+            "group_by_prio" => GroupingPolicy::GroupByPrio,
+            "group_by_node_name" => GroupingPolicy::GroupByNodeName,
+            "group_by_tpg" => GroupingPolicy::GroupByTpg,
+            _ => GroupingPolicy::Failover,
+        },
+        detect_pgpolicy: s.flag("detect_pgpolicy"),
+        detect_pgpolicy_use_tpg: s.flag("detect_pgpolicy_use_tpg"),
+        prio: match s.text("prio") {
+            "alua" | "sysfs" => Prio::Alua,
+            "path_latency" => Prio::PathLatency,
+            _ => Prio::Const,
+        },
+        prio_args: s.text("prio_args").to_owned(),
+        detect_prio: s.flag("detect_prio"),
+        detect_checker: s.flag("detect_checker"),
+        path_checker: match s.text("path_checker") {
+            "directio" | "readsector0" => Checker::Directio,
+            "none" => Checker::None,
+            _ => Checker::Tur,
+        },
+        checker_timeout: s.always_span("checker_timeout"),
+        failback: match (s.span("failback"), s.get("failback")) {
+            (Some(after), _) => Failback::After(after),
+            (None, Some(Value::Text(w))) if w == "manual" => Failback::Manual,
+            (None, Some(Value::Text(w))) if w == "followover" => Failback::Followover,
+            _ => Failback::Immediate,
+        },
+        no_path_retry: no_path_retry(s, single),
+        fast_io_fail_tmo: s.span("fast_io_fail_tmo"),
+        rr_min_io_rq: s.num("rr_min_io_rq"),
+        reservation_key: reservation_key(s, errors),
+        san_path_err: san_path_err(s, errors),
+        marginal_path: marginal_path(s, errors),
+        marginal_pathgroups: matches!(s.text("marginal_pathgroups"), "on" | "yes"),
+        recheck_wwid: s.flag("recheck_wwid"),
+        fence: match s.text("fence") {
+            "reinstate" => Fence::Reinstate,
+            "pr" => Fence::Pr,
+            "none" => Fence::None,
+            _ => Fence::Auto,
+        },
+        fence_timeout: s.always_span("fence_timeout"),
+        fence_fail: match s.text("fence_fail") {
+            "wait" => FenceFail::Wait,
+            _ => FenceFail::FailLeg,
+        },
+        fence_assume: s.always_span("fence_assume"),
+    }
+}
+
+fn no_path_retry(s: &Section, single: bool) -> NoPathRetry {
+    let auto = if single {
+        NoPathRetry::Times(SINGLE_LEG_RETRIES)
+    } else {
+        NoPathRetry::Fail
+    };
+    match s.get("no_path_retry") {
+        Some(Value::Int(n)) => u32::try_from(*n).map_or(NoPathRetry::Queue, NoPathRetry::Times),
+        Some(Value::Text(w)) if w == "queue" => NoPathRetry::Queue,
+        Some(Value::Text(w)) if w == "fail" => NoPathRetry::Fail,
+        _ if s.text("features").contains("queue_if_no_path") => NoPathRetry::Queue,
+        _ => auto,
+    }
+}
+
+fn selector(s: &Section, errors: &mut Vec<Problem>) -> Selector {
+    let mut words = s.text("path_selector").split_whitespace();
+    let name = words.next().unwrap_or_default();
+    // "NAME COUNT ARG…", as in a dm table.
+    let args: Vec<&str> = words.collect();
+    let counted = match args.first().map(|n| n.parse::<usize>()) {
+        None => true,
+        Some(Ok(n)) => n == args.len() - 1,
+        Some(Err(_)) => false,
+    };
+    let mut refuse = |text: String| errors.push(s.problem("path_selector", text));
+    if !counted {
+        refuse(format!(
+            "path_selector: {name} wants the number of its arguments and then the arguments"
+        ));
+        return Selector::ServiceTime;
+    }
+    let values = args.get(1..).unwrap_or_default();
+    match name {
+        "round-robin" => Selector::RoundRobin,
+        "queue-length" => Selector::QueueLength,
+        "io-affinity" => Selector::IoAffinity,
+        "historical-service-time" => {
+            // dm-historical-service-time: base_weight 0..1024, default 972; threshold_multiplier ≤ 1024.
+            let mut arg = |i: usize, default: u32| match values.get(i).map(|v| v.parse::<u32>()) {
+                None => default,
+                Some(Ok(n)) if n <= 1024 => n,
+                Some(_) => {
+                    refuse(format!(
+                        "path_selector: argument {} of {name} is 0 to 1024",
+                        i + 1
+                    ));
+                    default
+                }
+            };
+            Selector::HistoricalServiceTime {
+                base_weight: arg(0, 972),
+                threshold_multiplier: arg(1, 0),
+            }
+        }
+        _ => Selector::ServiceTime,
+    }
+}
+
+fn reservation_key(s: &Section, errors: &mut Vec<Problem>) -> Option<u64> {
+    let text = s.text("reservation_key");
+    // The suffix asks for persistence through power loss, which a fence has no use for.
+    let digits = text.strip_suffix(":aptpl").unwrap_or(text);
+    match digits {
+        "" | "unset" => return None,
+        hex => match u64::from_str_radix(hex.strip_prefix("0x").unwrap_or(hex), 16) {
+            Ok(key) if key != 0 => return Some(key),
+            _ => {}
+        },
+    }
+    let text = "reservation_key: expected up to 16 hex digits, not all 0".to_owned();
+    errors.push(s.problem("reservation_key", text));
+    None
+}
+
+fn san_path_err(s: &Section, errors: &mut Vec<Problem>) -> Option<SanPathErr> {
+    let threshold = s.some_num("san_path_err_threshold");
+    let forget_rate = s.some_num("san_path_err_forget_rate");
+    let recovery_time = s.span("san_path_err_recovery_time");
+    match (threshold, forget_rate, recovery_time) {
+        (Some(threshold), Some(forget_rate), Some(recovery_time)) => Some(SanPathErr {
+            threshold,
+            forget_rate,
+            recovery_time,
+        }),
+        (None, None, None) => None,
+        _ => {
+            let key = [
+                "san_path_err_threshold",
+                "san_path_err_forget_rate",
+                "san_path_err_recovery_time",
+            ]
+            .into_iter()
+            .find(|k| s.is_set(k))
+            .unwrap_or("san_path_err_threshold");
+            let text = format!("{key} works only with san_path_err_threshold, _forget_rate and _recovery_time all set");
+            errors.push(s.problem(key, text));
+            None
+        }
+    }
+}
+
+fn marginal_path(s: &Section, errors: &mut Vec<Problem>) -> Option<MarginalPath> {
+    let double: Option<Duration> = s.span("marginal_path_double_failed_time");
+    let sample = s.span("marginal_path_err_sample_time");
+    let rate = s.some_num("marginal_path_err_rate_threshold");
+    let gap = s.span("marginal_path_err_recheck_gap_time");
+    match (double, sample, rate, gap) {
+        (
+            Some(double_failed_time),
+            Some(err_sample_time),
+            Some(err_rate_threshold),
+            Some(err_recheck_gap_time),
+        ) => Some(MarginalPath {
+            double_failed_time,
+            err_sample_time,
+            err_rate_threshold,
+            err_recheck_gap_time,
+        }),
+        (None, None, None, None) => None,
+        _ => {
+            let key = [
+                "marginal_path_double_failed_time",
+                "marginal_path_err_sample_time",
+                "marginal_path_err_rate_threshold",
+                "marginal_path_err_recheck_gap_time",
+            ]
+            .into_iter()
+            .find(|k| s.is_set(k))
+            .unwrap_or("marginal_path_double_failed_time");
+            let text = format!(
+                "{key} works only with marginal_path_double_failed_time, _err_sample_time, _err_rate_threshold and \
+                 _err_recheck_gap_time all set"
+            );
+            errors.push(s.problem(key, text));
+            None
+        }
+    }
+}

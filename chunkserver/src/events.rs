@@ -1,0 +1,302 @@
+//! What happened: the ring of recent events, and one log line for each.
+//!
+//! An event is a change of state that an operator would want to know of. It goes to the ring (the newest
+//! [`EVENTS_KEPT`], shown by `antler status`, the status page and JSON) and to the log. An object that flaps
+//! is logged at most once a second per kind, with the number of lines left out; the ring keeps each. Shared by
+//! threads; recording takes a short lock and never waits for I/O but the log line's.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Clock;
+
+/// How many events are kept.
+pub const EVENTS_KEPT: usize = 256;
+/// A (kind, object) is logged no more often.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Objects whose log rate is remembered; beyond it the oldest is forgotten.
+const RATES_MAX: usize = 1024;
+
+/// How much an event matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As wanted.
+    Info,
+    /// Redundancy or speed is reduced.
+    Warn,
+    /// Data or service is in danger.
+    Error,
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident $name:literal $level:ident,)+) => {
+        /// The kinds of events, named as in JSON.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum EventKind { $($(#[$doc])* $kind,)+ }
+
+        impl EventKind {
+            /// Every kind.
+            pub const ALL: &'static [EventKind] = &[$(EventKind::$kind,)+];
+
+            /// The name in JSON and in the log.
+            pub fn name(self) -> &'static str {
+                match self { $(EventKind::$kind => $name,)+ }
+            }
+
+            /// How much it matters.
+            pub fn level(self) -> Level {
+                match self { $(EventKind::$kind => Level::$level,)+ }
+            }
+        }
+    };
+}
+
+kinds! {
+    /// A path of a device failed.
+    PathFailed "path_failed" Warn,
+    /// A path is used again.
+    PathReinstated "path_reinstated" Info,
+    /// A device has no path and queues.
+    DeviceQueueing "device_queueing" Error,
+    /// A leg was too slow and is left behind.
+    LegLate "leg_late" Warn,
+    /// A leg is out.
+    LegFailed "leg_failed" Error,
+    /// A leg is back in the mirror.
+    LegReadded "leg_readded" Info,
+    /// A resync, recovery, check or replacement began.
+    SyncStarted "sync_started" Info,
+    /// It ended.
+    SyncDone "sync_done" Info,
+    /// Old writes of a path are being fenced off.
+    FenceStarted "fence_started" Info,
+    /// They can no longer take effect.
+    FenceDone "fence_done" Info,
+    /// They could not be fenced off in time.
+    FenceFailed "fence_failed" Error,
+    /// They are assumed gone, without proof.
+    FenceAssumed "fence_assumed" Error,
+    /// A unit may have lost its write cache.
+    CacheLost "cache_lost" Error,
+    /// Another node claims the volume.
+    ClaimLost "claim_lost" Error,
+    /// The master may be an old one.
+    StaleMasterSuspected "stale_master_suspected" Error,
+    /// Space is running out.
+    SpaceLow "space_low" Warn,
+    /// Registered with the master.
+    MasterConnected "master_connected" Info,
+    /// The master is gone.
+    MasterLost "master_lost" Warn,
+    /// A chunk is damaged on every leg.
+    ChunkDamaged "chunk_damaged" Error,
+    /// A block was rewritten from the good leg.
+    BlockHealed "block_healed" Warn,
+    /// Deleted chunks were put aside.
+    ChunksQuarantined "chunks_quarantined" Info,
+    /// The configuration was read again.
+    ConfigReloaded "config_reloaded" Info,
+}
+
+/// One event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// RFC 3339 UTC.
+    pub time: String,
+    /// How much it matters.
+    pub level: Level,
+    /// What kind.
+    pub event: EventKind,
+    /// What it happened to: `sto1 10.3.1.1:13260`, `vol1`.
+    pub object: String,
+    /// A sentence.
+    pub text: String,
+}
+
+/// When a (kind, object) was logged last, and how many lines were left out since.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    last: Duration,
+    suppressed: u64,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    events: VecDeque<Event>,
+    rates: BTreeMap<(EventKind, String), Rate>,
+    counts: BTreeMap<EventKind, u64>,
+}
+
+/// The ring, shared by threads.
+#[derive(Debug, Clone)]
+pub struct EventLog {
+    ring: Arc<Mutex<Ring>>,
+    clock: Clock,
+}
+
+impl EventLog {
+    /// An empty ring.
+    pub fn new(clock: Clock) -> EventLog {
+        EventLog {
+            ring: Arc::default(),
+            clock,
+        }
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        // A panic elsewhere must not keep the last events from being shown.
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records an event, at the level of its kind.
+    pub fn record(&self, kind: EventKind, object: &str, text: impl Into<String>) {
+        self.record_at(kind.level(), kind, object, text);
+    }
+
+    /// Records an event at another level than its kind's (a sync that ended in an error).
+    pub fn record_at(&self, level: Level, kind: EventKind, object: &str, text: impl Into<String>) {
+        let text = text.into();
+        let (now, time) = (self.clock.elapsed(), self.clock.wall().to_string());
+        let logged = {
+            let mut ring = self.ring();
+            *ring.counts.entry(kind).or_default() += 1;
+            if ring.events.len() == EVENTS_KEPT {
+                ring.events.pop_front();
+            }
+            let event = Event {
+                time,
+                level,
+                event: kind,
+                object: object.to_owned(),
+                text: text.clone(),
+            };
+            ring.events.push_back(event);
+            ring.may_log(kind, object, now)
+        };
+        if let Some(suppressed) = logged {
+            log(level, kind, object, &text, suppressed);
+        }
+    }
+
+    /// The events kept, oldest first.
+    pub fn recent(&self) -> Vec<Event> {
+        self.ring().events.iter().cloned().collect()
+    }
+
+    /// How many of each kind were recorded since the start.
+    pub fn counts(&self) -> BTreeMap<EventKind, u64> {
+        self.ring().counts.clone()
+    }
+}
+
+impl Ring {
+    /// `Some(lines left out since the last)` if the event may be logged.
+    fn may_log(&mut self, kind: EventKind, object: &str, now: Duration) -> Option<u64> {
+        let key = (kind, object.to_owned());
+        if let Some(rate) = self.rates.get_mut(&key) {
+            if now.saturating_sub(rate.last) < LOG_INTERVAL {
+                rate.suppressed += 1;
+                return None;
+            }
+            let suppressed = rate.suppressed;
+            *rate = Rate {
+                last: now,
+                suppressed: 0,
+            };
+            return Some(suppressed);
+        }
+        if self.rates.len() >= RATES_MAX {
+            let oldest = self
+                .rates
+                .iter()
+                .min_by_key(|(_, r)| r.last)
+                .map(|(k, _)| k.clone());
+            if let Some(oldest) = oldest {
+                self.rates.remove(&oldest);
+            }
+        }
+        self.rates.insert(
+            key,
+            Rate {
+                last: now,
+                suppressed: 0,
+            },
+        );
+        Some(0)
+    }
+}
+
+fn log(level: Level, kind: EventKind, object: &str, text: &str, suppressed: u64) {
+    let event = kind.name();
+    let more = match suppressed {
+        0 => String::new(),
+        n => format!(" ({n} more like this in between)"),
+    };
+    match level {
+        Level::Info => tracing::info!(target: "antler", event, object, "{text}{more}"),
+        Level::Warn => tracing::warn!(target: "antler", event, object, "{text}{more}"),
+        Level::Error => tracing::error!(target: "antler", event, object, "{text}{more}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    fn at(ms: &Arc<AtomicU64>) -> EventLog {
+        let ms = ms.clone();
+        EventLog::new(Clock::by(move || {
+            let now = ms.load(Ordering::Relaxed);
+            (
+                Timestamp(1_767_225_600_000 + now),
+                Duration::from_millis(now),
+            )
+        }))
+    }
+
+    #[test]
+    fn keeps_the_newest_and_names_them_as_documented() {
+        let log = at(&Arc::default());
+        for i in 0..EVENTS_KEPT + 5 {
+            log.record(EventKind::PathFailed, "sto1 10.3.1.1:3260", format!("{i}"));
+        }
+        let kept = log.recent();
+        assert_eq!(kept.len(), EVENTS_KEPT);
+        assert_eq!(
+            (kept[0].text.as_str(), kept[EVENTS_KEPT - 1].text.as_str()),
+            ("5", "260")
+        );
+        assert_eq!(
+            serde_json::to_string(&kept[0]).unwrap(),
+            r#"{"time":"2026-01-01T00:00:00.000Z","level":"warn","event":"path_failed","object":"sto1 10.3.1.1:3260","text":"5"}"#
+        );
+        for kind in EventKind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
+        }
+        assert_eq!(log.counts()[&EventKind::PathFailed], 261);
+    }
+
+    #[test]
+    fn one_line_a_second_per_kind_and_object() {
+        let mut ring = Ring::default();
+        let ms = Duration::from_millis;
+        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(0)), Some(0));
+        assert_eq!(ring.may_log(EventKind::PathFailed, "b", ms(1)), Some(0));
+        assert_eq!(ring.may_log(EventKind::PathReinstated, "a", ms(2)), Some(0));
+        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(500)), None);
+        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(999)), None);
+        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(1000)), Some(2));
+        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(2000)), Some(0));
+        for i in 0..2 * RATES_MAX {
+            ring.may_log(EventKind::LegLate, &i.to_string(), ms(3000 + i as u64));
+        }
+        assert!(ring.rates.len() <= RATES_MAX);
+    }
+}

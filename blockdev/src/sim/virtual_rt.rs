@@ -30,11 +30,14 @@ struct World {
     next_task: Cell<u64>,
     ready: Arc<Mutex<Vec<u64>>>,
     timers: RefCell<BinaryHeap<Reverse<(Instant, u64)>>>,
-    armed: RefCell<BTreeMap<u64, (Weak<dyn Timed>, u64)>>,
+    armed: RefCell<BTreeMap<u64, Armed>>,
     next_timer: Cell<u64>,
     /// 2026-01-01 00:00:00 UTC plus virtual time.
     wall_base_us: u64,
 }
+
+/// Whom to tell, and the token to tell.
+type Armed = (Weak<dyn Timed>, u64);
 
 struct Task {
     future: LocalFuture<()>,

@@ -1,0 +1,596 @@
+//! A session on a link: the thin driver, and the handle by which others use it.
+//!
+//! One task per session runs [`Inner::turn`]: read what is there, hand out what it means, write
+//! what is due, look at the clock; in this order, so that what arrived is known before any
+//! deadline is judged. All state lies in the session and in the handle, none in a future, so the
+//! task can be dropped at any time.
+//!
+//! Ownership: the task holds the session; when the last [`Client`] is dropped the session is
+//! aborted. No borrow is held while results are handed upward, so whoever is told may submit or
+//! abort at once.
+
+use crate::login::{LoggedIn, LoginFailure};
+use crate::name::Portal;
+use crate::net::{Link, Net};
+use crate::session::task::Tag;
+use crate::session::{Event, Function, Outcome, Progress, ScsiCommand, Session, SessionConfig};
+use crate::session::{SubmitError, Transfer};
+use blockdev::completion::{pair, Abandoned, Completion, Promise};
+use blockdev::path::{CommandResult, Sense};
+use blockdev::rt::Timed;
+use blockdev::{Applied, Instant, Lateness, PathCause, Pool, Rt};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Reads of one turn before other tasks of the thread get theirs.
+const READS_PER_TURN: usize = 16;
+/// News kept for a reader that is slow; older ones are dropped, the end is not.
+const NEWS_MAX: usize = 64;
+/// Up to this many commands in flight every answer wakes us at once.
+const COALESCE_ABOVE: usize = 4;
+/// How long an answer may lie below the receive mark.
+const COALESCE_WITHIN: Duration = Duration::from_micros(100);
+
+/// Why there is no session.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConnectError {
+    /// No connection.
+    #[error("{0}")]
+    Connect(String),
+    /// The login failed.
+    #[error("{0}")]
+    Login(#[from] LoginFailure),
+    /// The connection ended during the login.
+    #[error("{0}")]
+    Lost(PathCause),
+}
+
+/// News of a session beyond the results of its tasks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A unit attention or deferred error.
+    Attention(Sense),
+    /// The target wants a logout within this time.
+    LogoutRequested(Duration),
+    /// The session ended; the last news.
+    Closed(PathCause),
+}
+
+impl Abandoned for Outcome {
+    fn abandoned() -> Outcome {
+        let cause = PathCause::Administrative("initiator dropped the task");
+        Outcome::Lost {
+            cause,
+            applied: Applied::Unknown,
+        }
+    }
+}
+
+/// Turns an outcome into what a path's user is told.
+pub(crate) type Map = fn(Outcome) -> CommandResult;
+
+enum Waiter {
+    Outcome(Promise<Outcome>),
+    Mapped(Promise<CommandResult>, Map),
+}
+
+impl Waiter {
+    fn tell(self, outcome: Outcome) {
+        match self {
+            Waiter::Outcome(promise) => promise.complete(outcome),
+            Waiter::Mapped(promise, map) => promise.complete(map(outcome)),
+        }
+    }
+}
+
+type LoginResult = Result<LoggedIn, ConnectError>;
+
+struct Core {
+    session: Session,
+    link: Option<Box<dyn Link>>,
+    /// By slot of the tag.
+    waiters: Vec<Option<Waiter>>,
+    login: Option<LoginResult>,
+    news: VecDeque<News>,
+}
+
+struct Inner {
+    me: Weak<Inner>,
+    rt: Rt,
+    core: RefCell<Core>,
+    driver: RefCell<Option<Waker>>,
+    /// Who waits for the login, then for news.
+    reader: RefCell<Option<Waker>>,
+    in_turn: Cell<bool>,
+    dirty: Cell<bool>,
+    armed: Cell<Instant>,
+    /// When to read although the receive mark is not reached.
+    coalesce_until: Cell<Instant>,
+    late: Cell<Duration>,
+}
+
+/// A handle of a session that is logged in. Cloning shares it; dropping the last one aborts it.
+#[derive(Clone)]
+pub struct Client {
+    guard: Rc<Guard>,
+}
+
+struct Guard(Rc<Inner>);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.abort(PathCause::Administrative("closed"));
+    }
+}
+
+impl Client {
+    /// Connects and logs in. There is no time limit inside: dropping the future gives up and
+    /// resets the connection.
+    ///
+    /// # Errors
+    /// If there is no connection, the target refuses, or it breaks the protocol.
+    pub async fn connect(
+        rt: &Rt,
+        net: &dyn Net,
+        pool: &Pool,
+        (portal, source): (Portal, Option<IpAddr>),
+        config: SessionConfig,
+    ) -> Result<(Client, LoggedIn), ConnectError> {
+        let link = net.connect(portal, source).await;
+        let link = link.map_err(|error| ConnectError::Connect(error.to_string()))?;
+        let session = Session::new(config, pool.clone(), rt.now());
+        let inner = Rc::new_cyclic(|me| Inner {
+            me: me.clone(),
+            rt: rt.clone(),
+            core: RefCell::new(Core {
+                session,
+                link: Some(link),
+                waiters: Vec::new(),
+                login: None,
+                news: VecDeque::new(),
+            }),
+            driver: RefCell::default(),
+            reader: RefCell::default(),
+            in_turn: Cell::new(false),
+            dirty: Cell::new(false),
+            armed: Cell::new(Instant::FAR),
+            coalesce_until: Cell::new(Instant::FAR),
+            late: Cell::default(),
+        });
+        let client = Client {
+            guard: Rc::new(Guard(inner.clone())),
+        };
+        let driven = inner.clone();
+        rt.spawn(poll_fn(move |cx| driven.turn(cx)));
+        let done = poll_fn(|cx| match inner.core.borrow_mut().login.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                *inner.reader.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        });
+        let logged_in = done.await?;
+        Ok((client, logged_in))
+    }
+
+    fn inner(&self) -> &Rc<Inner> {
+        &self.guard.0
+    }
+
+    /// Sends a command; the outcome is [`Outcome::Scsi`], `Bad`, `Withdrawn` or `Lost`.
+    pub fn command(&self, command: ScsiCommand) -> Completion<Outcome> {
+        self.begin(|session, _| session.submit(command)).1
+    }
+
+    /// Sends a command that yields data (or none, for `len` 0).
+    pub fn read_command(&self, lun: [u8; 8], cdb: [u8; 16], len: u32) -> Completion<Outcome> {
+        let transfer = if len == 0 {
+            Transfer::None
+        } else {
+            Transfer::Read(len)
+        };
+        self.command(ScsiCommand {
+            lun,
+            cdb,
+            transfer,
+            attribute: Default::default(),
+        })
+    }
+
+    /// Sends a command whose outcome `map` translates.
+    pub(crate) fn command_mapped(
+        &self,
+        command: ScsiCommand,
+        map: Map,
+    ) -> (Option<Tag>, Completion<CommandResult>) {
+        let (promise, completion) = pair();
+        let waiter = Waiter::Mapped(promise, map);
+        (
+            self.inner()
+                .begin(waiter, |session, _| session.submit(command)),
+            completion,
+        )
+    }
+
+    /// Sends a task management function; the outcome is [`Outcome::Tmf`], `Rejected` or `Lost`.
+    pub fn manage(
+        &self,
+        function: Function,
+        lun: [u8; 8],
+        referenced: Option<Tag>,
+    ) -> Completion<Outcome> {
+        self.begin(|session, _| session.manage(function, lun, referenced))
+            .1
+    }
+
+    /// Pings the target with `bytes` of data; the outcome is [`Outcome::Pong`] or `Lost`.
+    pub fn ping(&self, bytes: usize) -> Completion<Outcome> {
+        self.begin(|session, now| session.ping(now, bytes)).1
+    }
+
+    /// Negotiates text; the outcome is [`Outcome::Text`] or `Lost`.
+    pub fn text(&self, text: Vec<u8>) -> Completion<Outcome> {
+        self.begin(|session, _| session.text(text)).1
+    }
+
+    /// Takes a command back of which no byte was sent; it ends as withdrawn.
+    pub fn withdraw(&self, tag: Tag) -> bool {
+        let done = self.inner().core.borrow_mut().session.withdraw(tag);
+        self.inner().deliver();
+        done
+    }
+
+    /// How far a task has come; `None` once it ended.
+    pub fn progress(&self, tag: Tag) -> Option<Progress> {
+        self.inner().core.borrow().session.progress(tag)
+    }
+
+    /// Looks at the session.
+    pub fn with_session<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
+        look(&self.inner().core.borrow().session)
+    }
+
+    /// Whether the session takes commands.
+    pub fn is_open(&self) -> bool {
+        self.with_session(Session::is_open)
+    }
+
+    /// Resets the connection. Every task has ended when this returns.
+    pub fn abort(&self, cause: PathCause) {
+        self.inner().abort(cause);
+    }
+
+    /// Drains, logs out and closes; resets the connection at `deadline`.
+    pub async fn logout(&self, deadline: Instant) {
+        let (_, outcome) = self.begin(|session, _| session.logout());
+        if self.inner().rt.by(deadline, outcome).await.is_err() {
+            self.abort(PathCause::Administrative("logout took too long"));
+        }
+        self.abort(PathCause::Administrative("logged out"));
+    }
+
+    /// Drops the unit attentions that nobody has taken yet.
+    pub(crate) fn forget_attentions(&self) {
+        let news = &mut self.inner().core.borrow_mut().news;
+        news.retain(|news| !matches!(news, News::Attention(_)));
+    }
+
+    /// The next news; one reader.
+    pub fn poll_news(&self, cx: &mut Context<'_>) -> Poll<News> {
+        if let Some(news) = self.inner().core.borrow_mut().news.pop_front() {
+            return Poll::Ready(news);
+        }
+        *self.inner().reader.borrow_mut() = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn begin(
+        &self,
+        request: impl FnOnce(&mut Session, Instant) -> Result<Tag, SubmitError>,
+    ) -> (Option<Tag>, Completion<Outcome>) {
+        let (promise, completion) = pair();
+        (
+            self.inner().begin(Waiter::Outcome(promise), request),
+            completion,
+        )
+    }
+}
+
+impl Inner {
+    fn begin(
+        &self,
+        waiter: Waiter,
+        request: impl FnOnce(&mut Session, Instant) -> Result<Tag, SubmitError>,
+    ) -> Option<Tag> {
+        let now = self.rt.now();
+        let mut core = self.core.borrow_mut();
+        match request(&mut core.session, now) {
+            Ok(tag) => {
+                let slot = tag.slot();
+                if core.waiters.len() <= slot {
+                    core.waiters.resize_with(slot + 1, || None);
+                }
+                debug_assert!(core.waiters[slot].is_none(), "a slot with two waiters");
+                core.waiters[slot] = Some(waiter);
+                drop(core);
+                self.wake();
+                Some(tag)
+            }
+            Err(error) => {
+                drop(core);
+                let cause = PathCause::Administrative(match error {
+                    SubmitError::NotOpen => "session is closed",
+                    SubmitError::Full => "session is full",
+                });
+                waiter.tell(Outcome::Lost {
+                    cause,
+                    applied: Applied::No,
+                });
+                None
+            }
+        }
+    }
+
+    fn wake(&self) {
+        if self.in_turn.get() {
+            self.dirty.set(true);
+            return;
+        }
+        let waker = self.driver.borrow().clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn abort(&self, cause: PathCause) {
+        let link = {
+            let mut core = self.core.borrow_mut();
+            core.session.close(cause);
+            core.link.take()
+        };
+        drop(link);
+        self.deliver();
+        self.wake();
+    }
+
+    /// Hands out every event. Runs to the end also when it is entered again from a completion.
+    fn deliver(&self) {
+        loop {
+            let mut core = self.core.borrow_mut();
+            let Some(event) = core.session.poll_event() else {
+                return;
+            };
+            match event {
+                Event::Done(tag, outcome) => {
+                    let waiter = core.waiters.get_mut(tag.slot()).and_then(Option::take);
+                    drop(core);
+                    if let Some(waiter) = waiter {
+                        waiter.tell(outcome);
+                    }
+                }
+                Event::LoggedIn(done) => {
+                    core.login = Some(Ok(*done));
+                    self.tell_reader(core);
+                }
+                Event::LoginFailed(failure) => {
+                    core.login = Some(Err(failure.into()));
+                    self.tell_reader(core);
+                }
+                Event::Attention(sense) => self.note(core, News::Attention(sense)),
+                Event::LogoutRequested(within) => self.note(core, News::LogoutRequested(within)),
+                Event::Closed(cause) => {
+                    if core.login.is_none() {
+                        core.login = Some(Err(ConnectError::Lost(cause.clone())));
+                    }
+                    self.note(core, News::Closed(cause));
+                }
+            }
+        }
+    }
+
+    fn note(&self, mut core: std::cell::RefMut<'_, Core>, news: News) {
+        if core.news.len() >= NEWS_MAX {
+            core.news.pop_front();
+        }
+        core.news.push_back(news);
+        self.tell_reader(core);
+    }
+
+    fn tell_reader(&self, core: std::cell::RefMut<'_, Core>) {
+        drop(core);
+        let reader = self.reader.borrow_mut().take();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// One turn of the driver; `Ready` when the session is closed.
+    fn turn(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self
+            .driver
+            .borrow()
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(cx.waker()))
+        {
+            *self.driver.borrow_mut() = Some(cx.waker().clone());
+        }
+        self.in_turn.set(true);
+        let mut again = self.read(cx);
+        self.deliver();
+        self.write(cx);
+        self.judge();
+        self.deliver();
+        // What was submitted by those who were told leaves in this turn still.
+        if self.dirty.take() {
+            self.write(cx);
+            self.deliver();
+            again |= self.dirty.take();
+        }
+        self.in_turn.set(false);
+        let closed = {
+            let mut core = self.core.borrow_mut();
+            let closed = core.session.is_closed();
+            let link = if closed { core.link.take() } else { None };
+            drop(core);
+            drop(link);
+            closed
+        };
+        if closed {
+            self.deliver();
+            return Poll::Ready(());
+        }
+        if again {
+            cx.waker().wake_by_ref();
+        } else {
+            self.set_mark();
+        }
+        self.arm();
+        Poll::Pending
+    }
+
+    /// Reads until nothing is there; `true` if there may be more.
+    fn read(&self, cx: &mut Context<'_>) -> bool {
+        let overdue = self.coalesce_until.get() <= self.rt.now();
+        for round in 0..READS_PER_TURN {
+            let mut core = self.core.borrow_mut();
+            let Core {
+                session,
+                link: Some(link),
+                ..
+            } = &mut *core
+            else {
+                return false;
+            };
+            if session.is_closed() {
+                return false;
+            }
+            let mut space = session.receive_space();
+            let polled = match link.poll_read(cx, &mut space) {
+                Poll::Pending if overdue && round == 0 => link
+                    .read_below_mark(&mut space)
+                    .map_or(Poll::Pending, Poll::Ready),
+                polled => polled,
+            };
+            drop(space);
+            match polled {
+                Poll::Ready(Ok(bytes)) => {
+                    self.coalesce_until.set(Instant::FAR);
+                    session.received(self.rt.now(), bytes);
+                }
+                Poll::Ready(Err(error)) => {
+                    session.close(PathCause::Connection(error.to_string()));
+                    return false;
+                }
+                Poll::Pending => return false,
+            }
+            drop(core);
+            self.deliver();
+        }
+        true
+    }
+
+    fn write(&self, cx: &mut Context<'_>) {
+        let mut core = self.core.borrow_mut();
+        let Core {
+            session,
+            link: Some(link),
+            ..
+        } = &mut *core
+        else {
+            return;
+        };
+        loop {
+            let slices = session.transmit();
+            if slices.is_empty() {
+                return;
+            }
+            let polled = link.poll_write(cx, &slices);
+            drop(slices);
+            match polled {
+                Poll::Ready(Ok(bytes)) => session.transmitted(self.rt.now(), bytes),
+                Poll::Ready(Err(error)) => {
+                    return session.close(PathCause::Connection(error.to_string()));
+                }
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    /// Looks at the clock, after the socket was read.
+    fn judge(&self) {
+        let now = self.rt.now();
+        let mut core = self.core.borrow_mut();
+        let late = self.late.take();
+        if Lateness(late).is_own_stall() {
+            core.session.excuse(late);
+        }
+        if core.session.poll_timeout().is_some_and(|at| at <= now) {
+            core.session.handle_timeout(now);
+            self.dirty.set(true);
+        }
+    }
+
+    /// Lets answers gather while many are due: half of the bytes in flight, behind a timer.
+    fn set_mark(&self) {
+        let mut core = self.core.borrow_mut();
+        let Core {
+            session,
+            link: Some(link),
+            ..
+        } = &mut *core
+        else {
+            return;
+        };
+        let many = session.in_flight() > COALESCE_ABOVE;
+        // Powers of two, so that the mark seldom changes.
+        let half = (session.due_bytes() / 2).max(1);
+        let mark = if many { 1 << half.ilog2() } else { 1 };
+        if !(link.receive_mark(mark) && many) {
+            self.coalesce_until.set(Instant::FAR);
+        } else if self.coalesce_until.get() <= self.rt.now()
+            || self.coalesce_until.get() == Instant::FAR
+        {
+            self.coalesce_until.set(self.rt.now() + COALESCE_WITHIN);
+        }
+    }
+
+    /// The next time at which something is due.
+    fn due(&self) -> Instant {
+        let session = self
+            .core
+            .borrow()
+            .session
+            .poll_timeout()
+            .unwrap_or(Instant::FAR);
+        session.min(self.coalesce_until.get())
+    }
+
+    fn arm(&self) {
+        let at = self.due();
+        if at < self.armed.get() {
+            self.armed.set(at);
+            let owner: Weak<dyn Timed> = self.me.clone();
+            self.rt.arm(at, owner, 0);
+        }
+    }
+}
+
+impl Timed for Inner {
+    fn fire(&self, _token: u64, due: Instant) {
+        let now = self.rt.now();
+        self.armed.set(Instant::FAR);
+        self.late.set(self.late.get().max(now - due));
+        // Times move later with every answer, but an armed timer stays: look again.
+        if self.due() <= now {
+            self.wake();
+        } else {
+            self.arm();
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Settings of one multipath device, named as in multipath.conf(5).
+//!
+//! Defaults are those of multipath.conf(5) except where Antler's documentation says otherwise:
+//! failback is immediate, the WWID is checked on every login, and `no_path_retry` depends on the
+//! device's [`Role`]. Times that bound a stall (hedging, silence) are constants with their reason,
+//! not settings: the promises of P5 rest on them.
+
+use std::time::Duration;
+
+/// A read unanswered for this long gets a second attempt on another path (P5).
+pub const HEDGE_READ: Duration = Duration::from_millis(60);
+/// A write, flush or discard unanswered for this long gets a second attempt (P5).
+pub const HEDGE_WRITE: Duration = Duration::from_millis(100);
+/// This long before a hedge the target is asked for a sign of life, so that a slow unit (which
+/// answers pings) is told from a cut.
+pub(crate) const ASK_BEFORE_HEDGE: Duration = Duration::from_millis(30);
+/// A path with unanswered commands on which nothing at all was heard for this long is failed.
+pub const SILENT_MAX: Duration = Duration::from_millis(800);
+/// A write held this long by an unanswered one on a live session calls for the fence.
+pub const HOLD_BEFORE_FENCE: Duration = Duration::from_millis(50);
+/// Taints that nobody needs are fenced after this much quiet.
+pub const QUIET_BEFORE_FENCE: Duration = Duration::from_secs(5);
+/// How long a fence lets healthy sessions drain before it closes them.
+pub(crate) const FENCE_DRAIN: Duration = Duration::from_millis(20);
+/// How long an older session has to vouch that the unit kept its cache.
+pub(crate) const VOUCH: Duration = Duration::from_millis(300);
+/// Requests kept while no path is up; more are answered [`blockdev::Kind::Again`].
+pub const QUEUED_REQUESTS_MAX: usize = 4096;
+/// A path that failed is used only for want of a better one until it held this long; doubled for
+/// every further failure within [`FLAP_WINDOW`].
+pub const PROBATION: Duration = Duration::from_millis(2500);
+/// Longest probation.
+pub(crate) const PROBATION_MAX: Duration = Duration::from_secs(40);
+/// Failures further apart than this are not flapping.
+pub(crate) const FLAP_WINDOW: Duration = Duration::from_secs(60);
+
+/// `path_grouping_policy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Grouping {
+    /// One path a group, in the order of the configuration.
+    #[default]
+    Failover,
+    /// All paths in one group.
+    Multibus,
+    /// By the unit's serial number.
+    BySerial,
+    /// By priority.
+    ByPrio,
+    /// By ALUA target port group.
+    ByTpg,
+    /// By target name.
+    ByNodeName,
+}
+
+/// `path_selector`, within a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum SelectorKind {
+    /// `service-time 0`: fewest bytes in flight.
+    #[default]
+    ServiceTime,
+    /// `round-robin 0`.
+    RoundRobin,
+    /// `queue-length 0`: fewest commands in flight.
+    QueueLength,
+}
+
+impl SelectorKind {
+    /// Name as in `multipath -ll`.
+    pub fn name(self) -> &'static str {
+        match self {
+            SelectorKind::ServiceTime => "service-time",
+            SelectorKind::RoundRobin => "round-robin",
+            SelectorKind::QueueLength => "queue-length",
+        }
+    }
+}
+
+/// `failback`: when to return to a better group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Failback {
+    /// As soon as it has a path beyond its probation.
+    #[default]
+    Immediate,
+    /// Only when the current group has no usable path.
+    Manual,
+    /// After its path has been up this long.
+    After(Duration),
+}
+
+/// `no_path_retry`: what happens to requests when the last path is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoPathRetry {
+    /// They fail at once.
+    Fail,
+    /// They wait for ever.
+    Queue,
+    /// They wait this many polling intervals plus one second.
+    Checks(u32),
+}
+
+/// What the device is to the layer above; `raid` tells and may change it at any time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Role {
+    /// The only (or last in-sync) leg: waits rather than fails.
+    #[default]
+    Alone,
+    /// A leg whose mirror has another one in sync: fails fast.
+    MirrorLeg,
+}
+
+/// `fence`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FencePolicy {
+    /// As the target's grade says.
+    #[default]
+    Auto,
+    /// Reinstatement and LOGICAL UNIT RESET, whatever the target.
+    Reinstate,
+    /// Persistent reservations. Needs keys registered on every path; without them no fence is
+    /// possible.
+    Pr,
+    /// As for a target of grade `none`.
+    None,
+}
+
+/// `fence_fail`: what becomes of a leg that cannot be fenced within `fence_timeout`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FenceFail {
+    /// Held writes and `Op::Fence` fail with `Refused(NoFence)` if the mirror has another leg.
+    #[default]
+    FailLeg,
+    /// They wait.
+    Wait,
+}
+
+/// Settings of one device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the device, for people.
+    pub name: String,
+    /// Our own initiator name, under which fences reinstate our sessions.
+    pub initiator_name: String,
+    /// `wwid`: any other unit is refused. `None`: the first path's counts.
+    pub wwid: Option<String>,
+    /// `path_grouping_policy`.
+    pub grouping: Grouping,
+    /// `path_selector`.
+    pub selector: SelectorKind,
+    /// `failback`.
+    pub failback: Failback,
+    /// `no_path_retry`; `None`: 12 checks alone, fail at once as a mirror's leg.
+    pub no_path_retry: Option<NoPathRetry>,
+    /// `polling_interval`: first interval between checks; doubles up to
+    /// `max_polling_interval`.
+    pub polling_interval: Duration,
+    /// `max_polling_interval`.
+    pub max_polling_interval: Duration,
+    /// One deadline for connect, login and identification of a path.
+    pub login_timeout: Duration,
+    /// `fence`.
+    pub fence: FencePolicy,
+    /// `fence_timeout`: how long held writes and `Op::Fence` of a mirror's leg wait for a fence.
+    pub fence_timeout: Duration,
+    /// `fence_fail`.
+    pub fence_fail: FenceFail,
+    /// `fence_assume`: for targets of grade `none`.
+    pub fence_assume: Duration,
+}
+
+impl Config {
+    /// Defaults for the device `name` of the initiator `initiator_name`.
+    pub fn new(name: impl Into<String>, initiator_name: impl Into<String>) -> Config {
+        Config {
+            name: name.into(),
+            initiator_name: initiator_name.into(),
+            wwid: None,
+            grouping: Grouping::default(),
+            selector: SelectorKind::default(),
+            failback: Failback::default(),
+            no_path_retry: None,
+            polling_interval: Duration::from_secs(5),
+            max_polling_interval: Duration::from_secs(20),
+            login_timeout: Duration::from_secs(5),
+            fence: FencePolicy::default(),
+            fence_timeout: Duration::from_millis(500),
+            fence_fail: FenceFail::default(),
+            fence_assume: Duration::from_secs(60),
+        }
+    }
+
+    /// How long requests wait once no path is left; `None`: for ever.
+    pub fn queue_time(&self, role: Role) -> Option<Duration> {
+        let default = match role {
+            Role::Alone => NoPathRetry::Checks(12),
+            Role::MirrorLeg => NoPathRetry::Fail,
+        };
+        match self.no_path_retry.unwrap_or(default) {
+            NoPathRetry::Fail => Some(Duration::ZERO),
+            NoPathRetry::Queue => None,
+            NoPathRetry::Checks(n) => Some(self.polling_interval * n + Duration::from_secs(1)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_leg_queues_61_seconds_and_a_mirror_leg_not_at_all() {
+        let config = Config::new("sto1", "iqn.2024-12.tp2.b3:i");
+        assert_eq!(
+            config.queue_time(Role::Alone),
+            Some(Duration::from_secs(61))
+        );
+        assert_eq!(config.queue_time(Role::MirrorLeg), Some(Duration::ZERO));
+        let queue = Config {
+            no_path_retry: Some(NoPathRetry::Queue),
+            ..config
+        };
+        assert_eq!(queue.queue_time(Role::MirrorLeg), None);
+    }
+}

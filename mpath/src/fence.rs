@@ -1,0 +1,588 @@
+//! The fence: proof that no earlier write can take effect any more (`failover-rules.md` §1).
+//!
+//! One task per device, started on demand: by a held write, by `Op::Fence`, or after 5 s of quiet
+//! with taints left. A round is
+//!
+//! 1. choose a live session F; new commands go there alone;
+//! 2. close every other session that has unanswered commands, reads too (rule 2);
+//! 3. log in again under the ISID of every closed one (through SecurityNegotiation, by F's portal
+//!    if that reaches the same portal group): nothing of them arrives after this;
+//! 4. the barrier on F: LOGICAL UNIT RESET, or what the target's grade says. One task management
+//!    function at a time (rule 3);
+//! 5. drop the taints of sessions that were closed before the barrier was sent.
+//!
+//! The first round of a run also logs in under every ISID of the previous one (rule 7).
+//! A round goes on as long as it must; `fence_timeout` only decides when those who wait for it
+//! are told that there is none. Nothing is released by time, except for targets of grade `none`
+//! (rule 8).
+
+use crate::config::{FencePolicy, FENCE_DRAIN};
+use crate::grade::{fencing, Barrier, FenceGrade, Fencing};
+use crate::inner::Inner;
+use crate::path::{Live, Path, Phase};
+use crate::slab::Token;
+use crate::sweep::within;
+use crate::taint::TaintId;
+use blockdev::path::{Command, CommandError, Control, ControlError, Isid, LoginAs};
+use blockdev::{
+    completion, Completion, Done, Instant, IoCtx, IoError, Kind, PathCause, Promise, Refusal,
+};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A barrier unanswered for this long is given up with its session and repeated on a new one.
+const BARRIER_REPEAT: Duration = Duration::from_secs(30);
+/// Between rounds that failed: doubles up to the second value.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// Attentions an ordered TEST UNIT READY may meet before it counts.
+const ATTENTIONS_MAX: u32 = 8;
+
+struct Waiter {
+    promise: Promise,
+    /// Taints below this and mutating attempts below that must be gone.
+    taints: TaintId,
+    attempts: u64,
+    since: Instant,
+    deadline: Instant,
+    /// The stall clock then: our own stalls extend both.
+    stall_mark: Duration,
+}
+
+#[derive(Default)]
+pub(crate) struct Fence {
+    pub(crate) is_running: Cell<bool>,
+    /// While a round runs, commands go to this path alone.
+    pub(crate) only: Cell<Option<usize>>,
+    /// Grade `none`: no new write until `fence_assume` is over.
+    pub(crate) is_assuming: Cell<bool>,
+    pub(crate) is_quiet_due: Cell<bool>,
+    /// ISIDs of an earlier run that this run has not fenced yet; `None`: done.
+    earlier: RefCell<Option<Vec<(String, Isid)>>>,
+    is_earlier_done: Cell<bool>,
+    waiters: RefCell<Vec<Waiter>>,
+    failure: RefCell<Option<String>>,
+    pub(crate) rounds: Cell<u64>,
+}
+
+impl Fence {
+    /// Why there is no fence now.
+    pub(crate) fn why(&self) -> String {
+        self.failure
+            .borrow()
+            .clone()
+            .unwrap_or_else(|| "the target has not answered yet".into())
+    }
+}
+
+impl Inner {
+    /// The ISIDs an earlier run recorded; they are fenced with the derived ones by the first
+    /// `Op::Fence`.
+    pub(crate) fn set_earlier(&self, recorded: Vec<(String, Isid)>) {
+        *self.fence.earlier.borrow_mut() = Some(recorded);
+        self.fence.is_earlier_done.set(false);
+    }
+
+    /// How the unit is fenced, once it is known.
+    pub(crate) fn fencing(&self) -> Option<Fencing> {
+        let unit = self.unit.borrow();
+        let unit = unit.as_ref()?;
+        Some(fencing(self.config.borrow().fence, unit))
+    }
+
+    pub(crate) fn fence_op(&self, ctx: IoCtx) -> Completion {
+        if blockdev::mutation::off("mpath.fence") {
+            self.drop_taints_of(|_| true);
+            return Completion::ready(Ok(Done::Fenced));
+        }
+        let taints = self.taints.borrow().next_id();
+        let attempts = self.next_attempt.get();
+        if self.fence.is_earlier_done.get() && self.is_settled(taints, attempts) {
+            return Completion::ready(Ok(Done::Fenced));
+        }
+        let (promise, completion) = completion::pair();
+        self.fence.waiters.borrow_mut().push(Waiter {
+            promise,
+            taints,
+            attempts,
+            since: self.rt.now(),
+            deadline: ctx.deadline,
+            stall_mark: self.sweep.stall(),
+        });
+        if ctx.deadline != Instant::FAR {
+            self.sweep_by(ctx.deadline);
+        }
+        self.sweep_by(self.rt.now() + self.config.borrow().fence_timeout);
+        self.demand_fence();
+        completion
+    }
+
+    /// Whether nothing older than the limits is unanswered.
+    fn is_settled(&self, taints: TaintId, attempts: u64) -> bool {
+        !self.taints.borrow().any_before(taints)
+            && !self
+                .attempts
+                .borrow()
+                .iter()
+                .any(|(_, a)| a.mutation.is_some() && a.seq < attempts)
+    }
+
+    /// Starts the fence unless it runs.
+    pub(crate) fn demand_fence(&self) {
+        if blockdev::mutation::off("mpath.fence") {
+            return self.drop_taints_of(|_| true);
+        }
+        if self.is_closed.get() || self.fence.is_running.replace(true) {
+            return;
+        }
+        let Some(me) = self.me.upgrade() else { return };
+        self.rt.spawn(async move { me.run_fence().await });
+    }
+
+    fn is_fence_needed(&self) -> bool {
+        !self.is_closed.get()
+            && (!self.fence.waiters.borrow().is_empty()
+                || !self.held.borrow().is_empty()
+                || self.fence.is_quiet_due.get())
+    }
+
+    async fn run_fence(self: Rc<Self>) {
+        let mut pause = RETRY_FIRST;
+        let mut is_told = false;
+        while self.is_fence_needed() {
+            let object = self.name();
+            if !is_told {
+                let count = self.taints.borrow().len();
+                let text = format!("{count} unanswered writes");
+                self.news
+                    .state("fence_started", object.clone(), text, false);
+            }
+            match self.round().await {
+                Ok(what) => {
+                    self.fence.rounds.set(self.fence.rounds.get() + 1);
+                    self.fence.is_quiet_due.set(false);
+                    *self.fence.failure.borrow_mut() = None;
+                    self.news.state("fence_done", object, what, false);
+                    (pause, is_told) = (RETRY_FIRST, false);
+                    self.settle_fence_waiters();
+                    self.release_held();
+                    if self.is_fence_needed() {
+                        self.rt.sleep(pause).await;
+                    }
+                }
+                Err(why) => {
+                    if self.fence.failure.borrow().as_ref() != Some(&why) {
+                        self.news.state("fence_failed", object, why.clone(), true);
+                    }
+                    *self.fence.failure.borrow_mut() = Some(why);
+                    is_told = true;
+                    self.rt.sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+            }
+        }
+        self.fence.is_running.set(false);
+    }
+
+    async fn round(self: &Rc<Self>) -> Result<String, String> {
+        let (path, live) = self.fence_path().await?;
+        self.fence.only.set(Some(path.index));
+        let result = self.round_on(&path, &live).await;
+        self.fence.only.set(None);
+        self.fence.is_assuming.set(false);
+        result
+    }
+
+    /// A live session to send the barrier on; waits until there is one.
+    async fn fence_path(&self) -> Result<(Rc<Path>, Live), String> {
+        loop {
+            let seen = self.changed.seen();
+            let best = self
+                .all_paths()
+                .into_iter()
+                .filter(|p| {
+                    matches!(
+                        p.phase.get(),
+                        Phase::Serving | Phase::Proving | Phase::Identifying
+                    )
+                })
+                .filter_map(|p| p.live().map(|live| (p, live)))
+                .filter(|(_, live)| live.session.is_alive())
+                .min_by_key(|(p, live)| {
+                    let has_taint = self
+                        .taints
+                        .borrow()
+                        .iter()
+                        .any(|(_, t)| t.epoch == live.epoch);
+                    (p.suspect.get(), has_taint, !p.is_serving(), p.index)
+                });
+            if let Some(found) = best {
+                return Ok(found);
+            }
+            if self.is_closed.get() {
+                return Err("the device is closed".into());
+            }
+            *self.fence.failure.borrow_mut() = Some("no path is up".into());
+            self.changed.since(seen).await;
+        }
+    }
+
+    async fn round_on(self: &Rc<Self>, on: &Rc<Path>, live: &Live) -> Result<String, String> {
+        let fencing = self.fencing().ok_or("the unit is not known yet")?;
+        if self.config.borrow().fence == FencePolicy::Pr {
+            return Err("fence = pr, but no reservation keys are registered".into());
+        }
+        let relogin = !blockdev::mutation::off("mpath.relogin-before-barrier");
+        self.close_unanswered(on).await;
+        if relogin {
+            for path in self.all_paths() {
+                if !path.stale.borrow().is_empty() {
+                    self.reinstate(&path, on, live, fencing).await?;
+                }
+            }
+            if !self.fence.is_earlier_done.get() {
+                self.reinstate_earlier(on, live, fencing).await?;
+            }
+        }
+        // Only sessions that are closed and reinstated by now are proven dead by the barrier.
+        let open: Vec<u64> = self
+            .all_paths()
+            .iter()
+            .flat_map(|p| {
+                let stale = p.stale.borrow().clone();
+                let stale = if relogin { stale } else { Vec::new() };
+                p.epoch().into_iter().chain(stale)
+            })
+            .collect();
+        let next_epoch = self.next_epoch.get();
+        let limit = self.next_attempt.get();
+        let what = match fencing.barrier {
+            Barrier::LunReset => self.lun_reset(on, live).await?,
+            Barrier::OrderedTestUnitReady => self.ordered_barrier(on, live).await?,
+            Barrier::Time => self.assume().await?,
+        };
+        self.conclude(live.epoch, limit, fencing.barrier);
+        self.drop_taints_of(|epoch| epoch < next_epoch && !open.contains(&epoch));
+        if relogin {
+            self.fence.is_earlier_done.set(true);
+        }
+        Ok(format!("{what}, grade {}", fencing.grade.as_str()))
+    }
+
+    /// Rule 2: closes every other session with unanswered commands, after a moment to drain for
+    /// those that only have healthy work under way.
+    async fn close_unanswered(&self, on: &Rc<Path>) {
+        let others: Vec<Rc<Path>> = self
+            .all_paths()
+            .into_iter()
+            .filter(|p| p.index != on.index && p.live().is_some())
+            .collect();
+        let until = self.rt.now() + FENCE_DRAIN;
+        loop {
+            let mut is_draining = false;
+            for path in &others {
+                let Some(live) = path.live() else { continue };
+                let is_tainted = self
+                    .taints
+                    .borrow()
+                    .iter()
+                    .any(|(_, t)| t.epoch == live.epoch);
+                let is_idle = !self
+                    .attempts
+                    .borrow()
+                    .iter()
+                    .any(|(_, a)| a.live.epoch == live.epoch);
+                if is_idle && !is_tainted {
+                    continue;
+                }
+                if is_tainted || path.suspect.get() || self.rt.now() >= until {
+                    let cause = PathCause::Administrative("closed by a fence");
+                    self.path_lost(path, live.epoch, &cause);
+                } else {
+                    is_draining = true;
+                }
+            }
+            if !is_draining {
+                return;
+            }
+            self.rt.sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Logs in under the ISID of a path whose sessions ended with unanswered commands.
+    async fn reinstate(
+        &self,
+        path: &Rc<Path>,
+        on: &Rc<Path>,
+        live: &Live,
+        fencing: Fencing,
+    ) -> Result<(), String> {
+        if path.live().is_some() {
+            return Ok(());
+        }
+        // One owner per ISID: the path's own recovery gives way (rule 6).
+        path.reserved.set(true);
+        path.signal.notify();
+        while path.logging_in.get() {
+            let seen = self.changed.seen();
+            self.changed.since(seen).await;
+        }
+        let result = if path.live().is_some() {
+            Ok(())
+        } else {
+            self.reinstate_as(path, on, live, fencing).await
+        };
+        path.reserved.set(false);
+        path.signal.notify();
+        result
+    }
+
+    async fn reinstate_as(
+        &self,
+        path: &Rc<Path>,
+        on: &Rc<Path>,
+        live: &Live,
+        fencing: Fencing,
+    ) -> Result<(), String> {
+        let is_reached_here = path.name.target == on.name.target
+            && (fencing.any_portal || self.is_same_group(path, live));
+        let deadline = self.fence_login_deadline(fencing);
+        let (port, who) = if is_reached_here {
+            let who = LoginAs::Recorded {
+                initiator_name: self.config.borrow().initiator_name.clone(),
+                isid: path.isid,
+            };
+            (on.port.clone(), who)
+        } else {
+            (path.port.clone(), LoginAs::Own)
+        };
+        match port.login(who, deadline).await {
+            Ok(session) => {
+                path.reinstated();
+                let at = self.rt.now() + Duration::from_secs(1);
+                let bye = session.logout(at);
+                self.rt.spawn(async move {
+                    bye.await;
+                    drop(session);
+                });
+                Ok(())
+            }
+            Err(error) => Err(format!(
+                "no login under the ISID of {}: {error}",
+                path.name.portal
+            )),
+        }
+    }
+
+    /// On LIO a reinstating login waits for the back end and must not be given up (rule 5).
+    fn fence_login_deadline(&self, fencing: Fencing) -> Instant {
+        if fencing.barrier == Barrier::OrderedTestUnitReady {
+            return Instant::FAR;
+        }
+        self.rt.now() + self.config.borrow().login_timeout
+    }
+
+    fn is_same_group(&self, path: &Path, live: &Live) -> bool {
+        let group = path.identity.borrow().as_ref().map(|i| i.portal_group);
+        // A path never seen in this run: its group is not known, so the attempt decides.
+        group.is_none_or(|g| g == live.session.identity().portal_group)
+    }
+
+    /// Rule 7: the derived ISIDs of all paths and those recorded by the previous run or owner.
+    async fn reinstate_earlier(
+        &self,
+        on: &Rc<Path>,
+        live: &Live,
+        fencing: Fencing,
+    ) -> Result<(), String> {
+        for path in self.all_paths() {
+            if !path.has_logged_in.get() {
+                self.reinstate(&path, on, live, fencing).await?;
+            }
+        }
+        let recorded = self.fence.earlier.borrow().clone().unwrap_or_default();
+        let own = self.config.borrow().initiator_name.clone();
+        for (initiator_name, isid) in recorded {
+            let is_derived =
+                initiator_name == own && self.paths.borrow().iter().any(|p| p.isid == isid);
+            if is_derived {
+                continue;
+            }
+            let who = LoginAs::Recorded {
+                initiator_name,
+                isid,
+            };
+            let deadline = self.fence_login_deadline(fencing);
+            match on.port.login(who, deadline).await {
+                Ok(session) => session.abort(PathCause::Administrative("fence")),
+                Err(error) => return Err(format!("no login under a recorded ISID: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    async fn lun_reset(&self, on: &Rc<Path>, live: &Live) -> Result<String, String> {
+        let deadline = self.rt.now() + BARRIER_REPEAT;
+        match live.session.control(Control::LunReset, deadline).await {
+            Ok(()) => Ok("LOGICAL UNIT RESET answered".into()),
+            Err(ControlError::Late) => {
+                // The reset is still out; only the end of its session makes room for another.
+                let cause = PathCause::Administrative("LOGICAL UNIT RESET not answered");
+                self.path_lost(on, live.epoch, &cause);
+                Err("LOGICAL UNIT RESET not answered".into())
+            }
+            Err(error) => Err(format!("LOGICAL UNIT RESET: {error}")),
+        }
+    }
+
+    async fn ordered_barrier(&self, on: &Rc<Path>, live: &Live) -> Result<String, String> {
+        let mut attentions = 0;
+        loop {
+            let deadline = self.rt.now() + BARRIER_REPEAT;
+            let ctx = IoCtx::metadata();
+            let (_, answer) = live.session.submit(Command::OrderedTestUnitReady, ctx);
+            match within(&self.rt, deadline, answer).await {
+                Some(Ok(_)) => return Ok("ordered TEST UNIT READY answered".into()),
+                Some(Err(CommandError::Status { .. })) if attentions < ATTENTIONS_MAX => {
+                    attentions += 1;
+                }
+                Some(Err(error)) => return Err(format!("ordered TEST UNIT READY: {error}")),
+                None => {
+                    let cause = PathCause::Administrative("ordered barrier not answered");
+                    self.path_lost(on, live.epoch, &cause);
+                    return Err("ordered TEST UNIT READY not answered".into());
+                }
+            }
+        }
+    }
+
+    /// Grade `none`: nothing proves anything, so no new write for `fence_assume`.
+    async fn assume(&self) -> Result<String, String> {
+        let time = self.config.borrow().fence_assume;
+        *self.fence.failure.borrow_mut() =
+            Some(format!("the target proves nothing; assumed after {time:?}"));
+        self.fence.is_assuming.set(true);
+        self.rt.sleep(time).await;
+        self.fence.is_assuming.set(false);
+        let text = format!("no proof from this target; assumed after {time:?} without a write");
+        self.news.state("fence_assumed", self.name(), text, true);
+        Ok("assumed".into())
+    }
+
+    /// What the barrier's own session had under way before it is over. Where the reset ends
+    /// commands without an answer, their requests are sent again.
+    fn conclude(&self, epoch: u64, limit: u64, barrier: Barrier) {
+        let over: Vec<Token> = {
+            let attempts = self.attempts.borrow();
+            attempts
+                .iter()
+                .filter(|(_, a)| a.live.epoch == epoch && a.seq < limit)
+                .filter(|(_, a)| barrier == Barrier::LunReset || a.mutation.is_some())
+                .map(|(token, _)| token)
+                .collect()
+        };
+        for token in over {
+            let Some(attempt) = self.attempts.borrow_mut().remove(token) else {
+                continue;
+            };
+            let path = self.path(attempt.path);
+            path.in_flight.set(path.in_flight.get() - 1);
+            path.in_flight_bytes
+                .set(path.in_flight_bytes.get() - attempt.bytes);
+            self.log_attempt(&attempt, Err("ended by our own reset".into()));
+            if let Some(taint) = attempt.taint {
+                self.drop_taint(taint);
+            }
+            let Some(id) = attempt.request else { continue };
+            let is_idle = {
+                let mut requests = self.requests.borrow_mut();
+                let Some(request) = requests.get_mut(id) else {
+                    continue;
+                };
+                request.attempts.retain(|a| *a != token);
+                request.attempts.is_empty()
+            };
+            if is_idle {
+                self.route(id, "again");
+            }
+        }
+    }
+
+    fn drop_taints_of(&self, is_dead: impl Fn(u64) -> bool) {
+        let dead: Vec<TaintId> = {
+            let taints = self.taints.borrow();
+            let dead = taints.iter().filter(|(_, t)| is_dead(t.epoch));
+            dead.map(|(id, _)| id).collect()
+        };
+        for id in dead {
+            self.taints.borrow_mut().remove(id);
+        }
+        self.release_held();
+    }
+
+    /// Answers those whose taints are gone.
+    pub(crate) fn settle_fence_waiters(&self) {
+        if !self.fence.is_earlier_done.get() {
+            return;
+        }
+        let waiters = std::mem::take(&mut *self.fence.waiters.borrow_mut());
+        let (done, left): (Vec<Waiter>, Vec<Waiter>) = waiters
+            .into_iter()
+            .partition(|w| self.is_settled(w.taints, w.attempts));
+        self.fence.waiters.borrow_mut().extend(left);
+        for waiter in done {
+            waiter.promise.complete(Ok(Done::Fenced));
+        }
+    }
+
+    /// Tells waiters that there is no fence within `fence_timeout`; yields when the next is due.
+    pub(crate) fn fence_waiters_late(&self, now: Instant) -> Option<Instant> {
+        let timeout = self.config.borrow().fence_timeout;
+        let why = self.fence.why();
+        let kind = Kind::Refused(Refusal::NoFence(why));
+        self.fail_waiters(now, kind, |w| w.since + timeout)
+    }
+
+    /// The same for those whose own deadline passes.
+    pub(crate) fn fence_waiters_past_deadline(&self, now: Instant) -> Option<Instant> {
+        self.fail_waiters(now, Kind::Late, |w| w.deadline)
+    }
+
+    fn fail_waiters(
+        &self,
+        now: Instant,
+        kind: Kind,
+        until: impl Fn(&Waiter) -> Instant,
+    ) -> Option<Instant> {
+        if self.fence.waiters.borrow().is_empty() {
+            return None;
+        }
+        let stall = self.sweep.stall();
+        let until = |w: &Waiter| until(w) + stall.saturating_sub(w.stall_mark);
+        let waiters = std::mem::take(&mut *self.fence.waiters.borrow_mut());
+        let (late, left): (Vec<Waiter>, Vec<Waiter>) =
+            waiters.into_iter().partition(|w| until(w) <= now);
+        let next = left.iter().map(until).min();
+        self.fence.waiters.borrow_mut().extend(left);
+        for waiter in late {
+            let error = IoError::unknown(kind.clone());
+            waiter.promise.complete(Err(error));
+        }
+        next
+    }
+
+    /// Answers everyone with `Closed` when the device goes away.
+    pub(crate) fn close_fence(&self) {
+        let waiters = std::mem::take(&mut *self.fence.waiters.borrow_mut());
+        for waiter in waiters {
+            let error = IoError::unknown(Kind::Closed);
+            waiter.promise.complete(Err(error));
+        }
+    }
+
+    /// The grade shown to operators.
+    pub(crate) fn grade(&self) -> FenceGrade {
+        self.fencing().map_or(FenceGrade::None, |f| f.grade)
+    }
+}

@@ -1,0 +1,278 @@
+//! One path: its port, its session if it has one, and what is known about its health.
+//!
+//! States: `Connecting` (no session, logging in again with back-off) → `Proving` (logged in:
+//! WWID, pings, admission, cache) → `Serving` → back to `Connecting` when the session is lost.
+//! `Identifying` is `Serving` with its I/O paused after a unit attention that says "another unit
+//! may answer here now". `Misconfigured` and `Down` (operator) take no I/O until that is cured.
+//!
+//! A path whose session ended with unanswered commands keeps that session's epoch in `stale`
+//! until its ISID has logged in again: only then is nothing of the old session still on its way.
+
+use crate::signal::Signal;
+use blockdev::path::{Isid, PathName, PathPort, PathSession, UnitIdentity};
+use blockdev::{Instant, Rt};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Connecting,
+    Proving,
+    Serving,
+    Identifying,
+    Misconfigured,
+    Down,
+    Removed,
+}
+
+/// A session in use.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) session: Rc<dyn PathSession>,
+    /// Counts the device's sessions; a later one has a higher epoch.
+    pub(crate) epoch: u64,
+}
+
+/// How a path ranks for the next command; lower is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    Good,
+    /// Failed recently: used only for want of a better one.
+    Probation,
+    /// Something on it is overdue and nothing was heard since.
+    Suspect,
+    Unusable,
+}
+
+/// The last checker result, in multipath's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Checker {
+    /// Not checked yet.
+    #[default]
+    Undef,
+    /// In order.
+    Ready,
+    /// No session, or the unit refuses.
+    Faulty,
+    /// Overdue commands.
+    Shaky,
+    /// Reached, but standby.
+    Ghost,
+    /// A check is under way for long.
+    Pending,
+    /// A check was not answered.
+    Timeout,
+    /// Up again, on probation.
+    Delayed,
+    /// The unit is not there.
+    Disconnected,
+}
+
+impl Checker {
+    /// The word in tables and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Checker::Undef => "undef",
+            Checker::Ready => "ready",
+            Checker::Faulty => "faulty",
+            Checker::Shaky => "shaky",
+            Checker::Ghost => "ghost",
+            Checker::Pending => "pending",
+            Checker::Timeout => "timeout",
+            Checker::Delayed => "delayed",
+            Checker::Disconnected => "disconnected",
+        }
+    }
+}
+
+/// I/O counters of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathCounters {
+    /// Reads answered.
+    pub read_ios: u64,
+    /// Writes answered.
+    pub write_ios: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Times it failed.
+    pub failures: u64,
+    /// Times it logged in.
+    pub logins: u64,
+    /// Second attempts sent on it because another path was overdue.
+    pub hedges: u64,
+}
+
+pub(crate) struct Path {
+    pub(crate) index: usize,
+    pub(crate) port: Rc<dyn PathPort>,
+    pub(crate) name: PathName,
+    pub(crate) isid: Isid,
+    pub(crate) phase: Cell<Phase>,
+    live: RefCell<Option<Live>>,
+    pub(crate) identity: RefCell<Option<Rc<UnitIdentity>>>,
+    pub(crate) suspect: Cell<bool>,
+    /// When the target was last asked for a sign of life.
+    pub(crate) asked: Cell<Instant>,
+    pub(crate) probation_until: Cell<Instant>,
+    probation: Cell<Duration>,
+    failed_at: Cell<Option<Instant>>,
+    pub(crate) in_flight: Cell<u32>,
+    pub(crate) in_flight_bytes: Cell<u64>,
+    /// Epochs that ended with unanswered commands and whose ISID has not logged in since.
+    pub(crate) stale: RefCell<Vec<u64>>,
+    /// The fence uses this path's ISID: its own recovery must not log in.
+    pub(crate) reserved: Cell<bool>,
+    pub(crate) logging_in: Cell<bool>,
+    /// Its ISID has logged in during this run (so nothing of an earlier run is left on it).
+    pub(crate) has_logged_in: Cell<bool>,
+    pub(crate) checker: Cell<Checker>,
+    pub(crate) counters: Cell<PathCounters>,
+    pub(crate) last_error: RefCell<Option<String>>,
+    pub(crate) last_ok: Cell<Instant>,
+    pub(crate) signal: Signal,
+}
+
+impl Path {
+    pub(crate) fn new(index: usize, port: Rc<dyn PathPort>) -> Rc<Path> {
+        Rc::new(Path {
+            index,
+            name: port.name(),
+            isid: port.isid(),
+            port,
+            phase: Cell::new(Phase::Connecting),
+            live: RefCell::default(),
+            identity: RefCell::default(),
+            suspect: Cell::new(false),
+            asked: Cell::new(Instant(0)),
+            probation_until: Cell::new(Instant(0)),
+            probation: Cell::new(Duration::ZERO),
+            failed_at: Cell::new(None),
+            in_flight: Cell::new(0),
+            in_flight_bytes: Cell::new(0),
+            stale: RefCell::default(),
+            reserved: Cell::new(false),
+            logging_in: Cell::new(false),
+            has_logged_in: Cell::new(false),
+            checker: Cell::default(),
+            counters: Cell::default(),
+            last_error: RefCell::default(),
+            last_ok: Cell::new(Instant(0)),
+            signal: Signal::default(),
+        })
+    }
+
+    pub(crate) fn live(&self) -> Option<Live> {
+        self.live.borrow().clone()
+    }
+
+    pub(crate) fn epoch(&self) -> Option<u64> {
+        self.live.borrow().as_ref().map(|l| l.epoch)
+    }
+
+    /// A new session: its login ended whatever the old one had on its way.
+    pub(crate) fn attach(&self, live: Live) {
+        let before = self.live.borrow_mut().replace(live);
+        assert!(before.is_none(), "one session a path");
+        self.reinstated();
+        self.suspect.set(false);
+        self.count(|c| c.logins += 1);
+    }
+
+    /// Its ISID has logged in: what its older sessions left unanswered ends with the next barrier.
+    pub(crate) fn reinstated(&self) {
+        self.stale.borrow_mut().clear();
+        self.has_logged_in.set(true);
+    }
+
+    /// Takes the session away if it is still that of `epoch`.
+    pub(crate) fn detach(&self, epoch: u64) -> Option<Live> {
+        let mut live = self.live.borrow_mut();
+        if live.as_ref()?.epoch != epoch {
+            return None;
+        }
+        live.take()
+    }
+
+    pub(crate) fn add_stale(&self, epoch: u64) {
+        let mut stale = self.stale.borrow_mut();
+        if !stale.contains(&epoch) {
+            stale.push(epoch);
+        }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed_at.get().is_some()
+    }
+
+    /// Notes a failure; the probation after the next login follows from its neighbours in time.
+    pub(crate) fn note_failure(&self, now: Instant) {
+        use crate::config::{FLAP_WINDOW, PROBATION, PROBATION_MAX};
+        let is_flap = self
+            .failed_at
+            .get()
+            .is_some_and(|before| now - before < FLAP_WINDOW);
+        let next = if is_flap {
+            (self.probation.get() * 2).min(PROBATION_MAX)
+        } else {
+            PROBATION
+        };
+        self.probation.set(next);
+        self.failed_at.set(Some(now));
+        self.count(|c| c.failures += 1);
+    }
+
+    /// Begins the probation a failure earned; `at_least` is the operator's `failback`.
+    pub(crate) fn begin_probation(&self, now: Instant, at_least: Duration) {
+        if self.has_failed() {
+            self.probation_until
+                .set(now + self.probation.get().max(at_least));
+        }
+    }
+
+    /// An operator's reinstatement forgives everything.
+    pub(crate) fn forgive(&self) {
+        self.failed_at.set(None);
+        self.probation.set(Duration::ZERO);
+        self.probation_until.set(Instant(0));
+        self.suspect.set(false);
+    }
+
+    pub(crate) fn standing(&self, rt: &Rt) -> Standing {
+        if self.phase.get() != Phase::Serving {
+            return Standing::Unusable;
+        }
+        if self.suspect.get() {
+            return Standing::Suspect;
+        }
+        let until = self.probation_until.get();
+        if until.0 != 0 {
+            if rt.now() < until {
+                return Standing::Probation;
+            }
+            self.probation_until.set(Instant(0));
+        }
+        Standing::Good
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        self.phase.get() == Phase::Serving
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut PathCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    pub(crate) fn note_error(&self, text: impl Into<String>) {
+        *self.last_error.borrow_mut() = Some(text.into());
+    }
+
+    /// `device portal`, the object of its events.
+    pub(crate) fn object(&self, device: &str) -> String {
+        format!("{device} {}", self.name.portal)
+    }
+}

@@ -48,6 +48,32 @@ impl Histogram {
         self.sum_us = self.sum_us.saturating_add(other.sum_us);
     }
 
+    /// What was counted since `earlier`, a former state of the same histogram.
+    pub fn since(&self, earlier: &Histogram) -> Histogram {
+        let mut delta = *self;
+        for (now, then) in delta.counts.iter_mut().zip(earlier.counts) {
+            *now = now.saturating_sub(then);
+        }
+        delta.sum_us = delta.sum_us.saturating_sub(earlier.sum_us);
+        delta
+    }
+
+    /// The bound, µs, that so much (0 to 1) of the latencies do not exceed; `None` if nothing was counted.
+    /// Beyond the last bound, twice that bound.
+    pub fn quantile_us(&self, part: f64) -> Option<u64> {
+        let count = self.count();
+        if count == 0 {
+            return None;
+        }
+        let want = ((count as f64 * part).ceil() as u64).clamp(1, count);
+        let mut total = 0;
+        let index = self.counts.iter().position(|c| {
+            total += c;
+            total >= want
+        });
+        index.map(|i| FIRST_BOUND_US << i)
+    }
+
     /// How many were counted.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -92,6 +118,22 @@ mod tests {
                 "{us} µs"
             );
         }
+    }
+
+    #[test]
+    fn quantiles_round_up_to_a_bound() {
+        let mut h = Histogram::default();
+        assert_eq!(h.quantile_us(0.5), None);
+        let before = h;
+        for us in [10, 20, 100, 100, 5000] {
+            h.record(Duration::from_micros(us));
+        }
+        assert_eq!(h.since(&before), h);
+        assert_eq!(h.since(&h).count(), 0);
+        assert_eq!(
+            (h.quantile_us(0.5), h.quantile_us(0.99)),
+            (Some(128), Some(8192))
+        );
     }
 
     proptest! {

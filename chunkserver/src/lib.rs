@@ -1,5 +1,26 @@
-//! The chunkserver: configuration, commands, control plane and the assembly of all layers.
+//! The chunkserver: configuration, commands, control plane, and the assembly of all layers.
+//!
+//! [`config`] reads the one configuration file. [`cli`] and [`run`] are the commands; what they need of the
+//! layers below is the trait [`ops::Ops`], so that everything here compiles and is tested without them.
+//! [`daemon`] is the control thread of `antler serve`: it answers the [`admin`] socket and [`http`] from
+//! snapshots that the data plane publishes through [`control`], and never waits for disk I/O. [`model`] and
+//! [`report`] are the objects of `--json`, [`render`] their text.
+
+pub mod admin;
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod daemon;
 pub mod events;
+pub mod exit;
 pub mod histogram;
+pub mod http;
+pub mod model;
+pub mod ops;
+pub mod render;
+pub mod report;
+pub mod run;
+#[cfg(test)]
+mod samples;
+pub mod system;

@@ -504,6 +504,36 @@ pub struct Clients {
     pub write_bytes: u64,
 }
 
+/// Rates over the last seconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// How many seconds they are taken over.
+    pub window_s: f64,
+    /// Client reads a second.
+    pub read_iops: f64,
+    /// Client writes a second.
+    pub write_iops: f64,
+    /// Bytes read by clients a second.
+    pub read_bytes_per_s: u64,
+    /// Bytes written by clients a second.
+    pub write_bytes_per_s: u64,
+}
+
+/// Latencies over the same seconds, rounded up to the bounds of the histogram's buckets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// `clients`, or a device.
+    pub object: String,
+    /// `read`, `write`, …
+    pub op: String,
+    /// How many.
+    pub ios: u64,
+    /// Half are not above.
+    pub p50_us: u64,
+    /// 99 of 100 are not above.
+    pub p99_us: u64,
+}
+
 /// The object of `antler status --json` and `/api/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -527,6 +557,12 @@ pub struct Status {
     pub devices: Vec<Device>,
     /// Client traffic.
     pub clients: Clients,
+    /// Client traffic, lately.
+    #[serde(default)]
+    pub rates: Rates,
+    /// Latencies, lately; what was not used is left out.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
     /// Newest last.
     pub events: Vec<Event>,
 }
@@ -552,6 +588,8 @@ impl Status {
             arrays: Vec::new(),
             devices: Vec::new(),
             clients: Clients::default(),
+            rates: Rates::default(),
+            latencies: Vec::new(),
             events: Vec::new(),
         }
     }
@@ -561,7 +599,10 @@ impl Status {
         self.state == NodeState::Serving
             && self.master.state == MasterState::Registered
             && self.volumes.iter().any(|v| {
-                matches!(v.state, VolumeState::Active | VolumeState::Removing | VolumeState::ReadOnly)
+                matches!(
+                    v.state,
+                    VolumeState::Active | VolumeState::Removing | VolumeState::ReadOnly
+                )
             })
     }
 }

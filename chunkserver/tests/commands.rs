@@ -1,0 +1,171 @@
+//! The binary itself: `antler check`, exit statuses, and what stands on which stream.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+struct Site {
+    dir: PathBuf,
+}
+
+impl Site {
+    fn new(name: &str, config: &str) -> Site {
+        let dir =
+            std::env::temp_dir().join(format!("antler-commands-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("antler.toml"), config).unwrap();
+        Site { dir }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("antler.toml")
+    }
+
+    /// Runs `antler -c CONFIG ARGS…` in the site's directory.
+    fn antler(&self, args: &[&str]) -> Output {
+        antler(
+            Path::new(&self.dir),
+            &[&["-c", "antler.toml"], args].concat(),
+        )
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn antler(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_antler"))
+        .args(args)
+        .current_dir(dir)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+const GOOD: &str = "[chunkserver]\nmaster_host = \"10.0.0.1\"\nworkers_max = 3\n\
+    [admin]\nsocket = \"no-such.sock\"\n\
+    [[device]]\nname = \"disk1\"\npath = \"disk1.img\"\nsize = \"1GiB\"\n\
+    [[volume]]\nname = \"vol1\"\nmirror = \"disk1\"\n";
+
+#[test]
+fn check_prints_every_value_with_its_origin() {
+    let site = Site::new("check", GOOD);
+    let out = site.antler(&["check"]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let lines: Vec<&str> = text(&out.stdout).lines().collect();
+    let shown = |key: &str, value: &str, origin: &str| {
+        lines.iter().any(|l| {
+            l.split_once("   # ")
+                .is_some_and(|(kv, o)| kv.trim_end() == format!("{key} = {value}") && o == origin)
+        })
+    };
+    assert!(
+        shown("chunkserver.master_port", "9420", "default"),
+        "{lines:#?}"
+    );
+    assert!(
+        shown("chunkserver.master_host", "[\"10.0.0.1\"]", "antler.toml:2"),
+        "{lines:#?}"
+    );
+    assert!(
+        shown("device.disk1.size", "\"1GiB\"", "antler.toml:9"),
+        "{lines:#?}"
+    );
+    assert!(text(&out.stderr).contains("antler.toml:3: warning: workers_max has no effect here"));
+
+    let out = site.antler(&["check", "--json"]);
+    assert_eq!(out.status.code(), Some(0));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["ok"], true);
+    let port =
+        serde_json::json!({"key": "chunkserver.master_port", "value": 9420, "origin": "default"});
+    assert!(json["settings"].as_array().unwrap().contains(&port));
+    assert_eq!(json["warnings"][0]["key"], "chunkserver.workers_max");
+    assert_eq!(json["warnings"][0]["origin"], "antler.toml:3");
+}
+
+#[test]
+fn check_names_the_line_and_the_nearest_key() {
+    let site = Site::new("typo", "[chunkserver]\n\nmastr_host = \"m\"\nlabels = 3\n");
+    for args in [&["check"][..], &["serve"], &["status"], &["volume", "list"]] {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(2), "{args:?}");
+        assert!(out.stdout.is_empty());
+        let errors: Vec<&str> = text(&out.stderr).lines().collect();
+        assert_eq!(
+            errors,
+            [
+                "antler.toml:3: unknown key \"mastr_host\" in [chunkserver]; did you mean \"master_host\"?",
+                "antler.toml:4: chunkserver.labels: expected a string, found a number",
+            ],
+            "{args:?}"
+        );
+    }
+    let out = site.antler(&["check", "--json"]);
+    assert_eq!(out.status.code(), Some(2));
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(json["ok"], false);
+    assert_eq!(json["errors"][0]["origin"], "antler.toml:3");
+}
+
+#[test]
+fn a_missing_or_truncated_file_is_bad_usage() {
+    let site = Site::new("missing", "[chunkserver]\nmaster_host = \"mfsma");
+    let out = antler(&site.dir, &["-c", "gone.toml", "check"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert_eq!(text(&out.stderr), "gone.toml: no such file\n");
+    let out = site.antler(&["check"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).starts_with("antler.toml:2: "), "{out:?}");
+}
+
+#[test]
+fn usage_and_version() {
+    let site = Site::new("usage", GOOD);
+    for (args, code) in [
+        (&["--version"][..], 0),
+        (&["--help"], 0),
+        (&["bench", "chunk", "--help"], 0),
+        (&[], 2),
+        (&["fly"], 2),
+        (&["volume", "info", "vol9"], 2),
+        (&["device", "info", "sto9"], 2),
+        (&["bench", "device", "disk1", "--rw", "write"], 2),
+    ] {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {out:?}");
+    }
+    let out = antler(&site.dir, &["--version"]);
+    assert_eq!(
+        text(&out.stdout),
+        concat!("antler ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    let out = site.antler(&["volume", "info", "vol9"]);
+    assert!(text(&out.stderr).contains("there are: vol1"), "{out:?}");
+}
+
+#[test]
+fn without_a_daemon_the_socket_is_named() {
+    let site = Site::new("nobody", GOOD);
+    for args in [
+        &["status"][..],
+        &["paths", "--json"],
+        &["arrays"],
+        &["leg", "fail", "vol1", "disk1"],
+        &["path", "reinstate", "disk1", "10.0.0.1"],
+        &["scrub", "vol1", "status"],
+        &["quarantine", "list"],
+    ] {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(3), "{args:?}: {out:?}");
+        assert!(text(&out.stderr).contains("no-such.sock"), "{out:?}");
+        assert!(out.stdout.is_empty());
+    }
+    assert!(site.config().exists());
+}

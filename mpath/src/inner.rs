@@ -589,7 +589,7 @@ impl Inner {
         }
         let me: Weak<dyn Joiner<CommandResult>> = self.me.clone();
         completion.join(me, token.0);
-        self.sweep_by(now + limit - crate::config::ASK_BEFORE_HEDGE);
+        self.sweep_by(now + (limit - crate::config::ASK_BEFORE_HEDGE));
     }
 
     // ---- answers ----------------------------------------------------------------------------

@@ -27,8 +27,7 @@ const SETTLE: Duration = Duration::from_millis(1);
 const SETTLE_AFTER_STALL: Duration = Duration::from_millis(10);
 /// How often an overdue attempt is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// Something unanswered this long with nothing heard since is taken for a cut, not for load: its
-/// hedge needs no budget.
+/// A question unanswered this long is taken for a cut, not for load: the hedge needs no budget.
 const HEARD_WITHIN: Duration = Duration::from_millis(30);
 
 const TOKEN_DUE: u64 = 0;
@@ -222,9 +221,14 @@ impl Inner {
             return;
         }
         *next = (*next).min(now + LOOK_AGAIN);
-        let is_silent = heard <= youngest.started || now - heard > HEARD_WITHIN + limit;
+        let asked = self.paths.borrow()[youngest.path].asked.get();
+        let is_unheard = asked.0 != 0 && heard < asked && now - asked >= HEARD_WITHIN;
+        let is_silent = heard <= youngest.started || is_unheard;
         if is_silent {
             acts.push(Act::Suspect(youngest.path));
+        } else if now - heard >= LOOK_AGAIN {
+            // A slow unit's target goes on answering; a cut one stops.
+            acts.push(Act::Ask(youngest.path));
         }
         let ticket = youngest.ticket;
         let is_unsent = ticket.is_some_and(|t| youngest.live.session.sent(t) == Sent::Not);

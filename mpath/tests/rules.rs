@@ -1,0 +1,389 @@
+//! Rules of `failover-rules.md` §1, one named test per counterexample that fits one unit.
+
+mod common;
+
+use blockdev::path::Isid;
+use blockdev::sim::VirtualRt;
+use blockdev::{
+    Admission, BlockDevice, Durability, Event, Instant, IoCtx, IoError, Kind, LocalFuture, Op,
+    Pool, ReadSectors, Refusal, Sector,
+};
+use common::{by, config, ms, options, Rig};
+use mpath::sim::{Flavour, Link, San, SanOptions};
+use mpath::{Config, FenceGrade, FencePolicy, MultipathDevice, Role};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A write whose answer is lost upward while the back end still has it.
+fn leave_in_back_end(rig: &Rig, at: u64, fill: u8) {
+    rig.san.set_hung(true);
+    let ctx = by(rig.world.now() + ms(50));
+    let write = rig.write_with(at, &[fill; 4096], Durability::Cache, ctx);
+    let error = rig.world.block_on(write).unwrap_err();
+    assert_eq!(error, IoError::unknown(Kind::Late));
+}
+
+/// Rule 1: a path failure alone starts no fence.
+#[test]
+fn rule_1_a_path_failure_starts_no_fence() {
+    let rig = Rig::new();
+    let write = rig.write(8, 3);
+    rig.san.set_link(0, Link::Loud);
+    rig.world.block_on(write).unwrap();
+    rig.run(ms(1000));
+    let news = rig.news();
+    assert!(news.contains(&"path_failed") && !news.contains(&"fence_started"));
+}
+
+/// Rule 2: on tgt a session that does not drain its read data blocks LUN RESET of all others; a
+/// foreign path's reads must be closed as well as its writes.
+#[test]
+fn rule_2_undrained_reads_of_a_cut_session_do_not_block_the_fence() {
+    let rig = Rig::new();
+    let reads: Vec<_> = (0..4)
+        .map(|n| rig.world.spawn_handle(rig.read(8 * n)))
+        .collect();
+    let write = rig.world.spawn_handle(rig.write(80, 3));
+    // The answers are on their way when the network goes.
+    rig.run(Duration::from_micros(250));
+    rig.san.set_link(0, Link::Silent);
+    rig.run(ms(200));
+    assert!(reads
+        .iter()
+        .all(|r| r.try_take().is_some_and(|r| r.is_ok())));
+    assert!(write.try_take().is_some_and(|w| w.is_ok()));
+    let (result, time) = rig.time(rig.write(80, 4));
+    assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
+    let (result, time) = rig.time(rig.fence());
+    assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
+}
+
+/// Rule 4, tgt: writes in the back end complete before the reset is answered.
+#[test]
+fn rule_4_the_fence_waits_for_the_back_end() {
+    let rig = Rig::new();
+    leave_in_back_end(&rig, 8, 3);
+    let fence = rig.world.spawn_handle(rig.fence());
+    rig.run(ms(2000));
+    assert!(
+        fence.try_take().is_none(),
+        "nothing is proven while it hangs"
+    );
+    rig.san.set_hung(false);
+    rig.world.block_on(fence).unwrap();
+    assert_eq!(rig.san.backlog(), 0);
+    assert_eq!(rig.device.snapshot().tainted_ranges, 0);
+    assert_eq!(rig.device.snapshot().fence, FenceGrade::Proven);
+}
+
+/// A mirror's leg is told within `fence_timeout`; the fence goes on and serves the next one.
+#[test]
+fn a_mirror_leg_that_cannot_be_fenced_fails_within_500_ms() {
+    let rig = Rig::new();
+    rig.device.set_role(Role::MirrorLeg);
+    leave_in_back_end(&rig, 8, 3);
+    let held = rig.world.spawn_handle(rig.write(8, 4));
+    let (result, time) = rig.time(rig.fence());
+    let error = result.unwrap_err();
+    assert!(
+        matches!(error.kind, Kind::Refused(Refusal::NoFence(_))),
+        "{error}"
+    );
+    assert!(time >= ms(500) && time <= ms(560), "{time:?}");
+    rig.run(ms(60));
+    let error = held.try_take().expect("told too").unwrap_err();
+    assert!(
+        matches!(error.kind, Kind::Refused(Refusal::NoFence(_))),
+        "{error}"
+    );
+    rig.san.set_hung(false);
+    rig.run(ms(100));
+    let (result, time) = rig.time(rig.fence());
+    assert!(result.is_ok() && time <= ms(20), "{result:?} {time:?}");
+}
+
+/// Rule 4, LIO: the reset skips commands of closed connections, so the barrier is ORDERED.
+#[test]
+fn rule_4_lio_is_fenced_by_an_ordered_command() {
+    let rig = Rig::with(options(Flavour::Lio), config());
+    rig.san.set_hung(true);
+    let first = rig.world.spawn_handle(rig.write(8, 3));
+    rig.run(ms(10));
+    // The target sees the connection end; the write stays in its back end.
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(10));
+    rig.san.set_link(0, Link::Up);
+    let fence = rig.world.spawn_handle(rig.fence());
+    rig.run(ms(3000));
+    assert!(
+        fence.try_take().is_none(),
+        "nothing is proven while it hangs"
+    );
+    rig.san.set_hung(false);
+    rig.world.block_on(fence).unwrap();
+    assert_eq!(rig.san.backlog(), 0);
+    assert!(first.try_take().is_some_and(|r| r.is_ok()));
+    assert_eq!(rig.device.snapshot().fence, FenceGrade::Assumed);
+}
+
+/// A target that ends commands without an answer: they are sent again, and no path is blamed.
+#[test]
+fn commands_ended_by_our_own_reset_are_sent_again() {
+    let rig = Rig::with(options(Flavour::Standard), config());
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let over = rig.world.spawn_handle(rig.write(8, 4));
+    let other: Vec<_> = (2..12)
+        .map(|n| rig.world.spawn_handle(rig.write(8 * n, 5)))
+        .collect();
+    rig.run(ms(400));
+    assert!(over.try_take().is_some_and(|r| r.is_ok()));
+    assert!(other
+        .iter()
+        .all(|o| o.try_take().is_some_and(|r| r.is_ok())));
+    let snapshot = rig.device.snapshot();
+    assert_eq!(snapshot.groups[1].paths[0].counters.failures, 0);
+}
+
+/// Rule 6: recovery and fence never log in under one ISID at once, and a fence does not wait for
+/// a recovery that hangs in a dead network.
+#[test]
+fn rule_6_the_fence_takes_the_isid_from_a_recovery_that_hangs() {
+    let rig = Rig::new();
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.run(ms(1500));
+    // Path 0 is failed and its login hangs in the cut now.
+    let (result, time) = rig.time(rig.write(8, 4));
+    assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
+    rig.san.set_link(0, Link::Up);
+    rig.run(Duration::from_secs(12));
+    assert_eq!(rig.content(8), 4);
+    assert_eq!(
+        rig.device.snapshot().groups[0].paths[0].checker.as_str(),
+        "ready"
+    );
+}
+
+/// Another portal group reinstates nothing (but on tgt, which looks at the whole target).
+#[test]
+fn reinstatement_through_another_portal_group_is_not_believed() {
+    let two_groups = |flavour| SanOptions {
+        portal_groups: vec![1, 2],
+        ..options(flavour)
+    };
+    let rig = Rig::with(two_groups(Flavour::Standard), config());
+    rig.device.set_role(Role::MirrorLeg);
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let error = rig.world.block_on(rig.write(8, 4)).unwrap_err();
+    assert!(
+        matches!(error.kind, Kind::Refused(Refusal::NoFence(_))),
+        "{error}"
+    );
+    rig.san.set_link(0, Link::Up);
+    rig.run(Duration::from_secs(8));
+    assert!(rig.world.block_on(rig.write(8, 5)).is_ok());
+    rig.run(Duration::from_secs(1));
+    assert_eq!(rig.content(8), 5);
+
+    let rig = Rig::with(two_groups(Flavour::Tgt), config());
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let (result, time) = rig.time(rig.write(8, 4));
+    assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
+}
+
+/// Rule 7: the first fence of a run ends what the previous run left, under derived and recorded
+/// ISIDs, also of paths that are unreachable now.
+#[test]
+fn rule_7_start_up_fences_the_previous_run() {
+    let world = VirtualRt::new(3);
+    let pool = Pool::new(16 << 20);
+    let san = San::new(world.rt(), pool.clone(), SanOptions::default());
+    let old_isid = Isid([0x80, 9, 9, 9, 9, 9]);
+    let open = |ports: Vec<Rc<dyn blockdev::path::PathPort>>| {
+        let device = Rc::new(MultipathDevice::new(world.rt(), config(), ports));
+        let opened = device.clone();
+        let opened = world.block_on(async move { opened.opened(Instant::FAR).await });
+        opened.expect("a path is up");
+        device
+    };
+    let write = |device: &MultipathDevice, fill: u8| {
+        let op = Op::Write {
+            at: Sector(8),
+            data: pool.copy_now(&[fill; 4096]),
+            want: Durability::Cache,
+        };
+        device.submit(op, IoCtx::foreground())
+    };
+    // The previous run used an ISID that is no longer configured, and died with a write in a
+    // network that has gone silent.
+    let first = open(vec![san.port_with(0, old_isid)]);
+    san.set_link(0, Link::Silent);
+    drop(write(&first, 3));
+    world.run_for(ms(1));
+    world.kill();
+    drop(first);
+    san.survive_kill();
+
+    let second = open(vec![san.port(0), san.port(1)]);
+    second.startup_fence(vec![(config().initiator_name, old_isid)]);
+    let fence = second.submit(Op::Fence, IoCtx::metadata());
+    world.block_on(fence).expect("fenced");
+    world.block_on(write(&second, 4)).expect("written");
+    san.set_link(0, Link::Up);
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(san.peek(Sector(8))[0], 4);
+}
+
+/// Rule 8: grade `none` is released as assumed after `fence_assume` without a write.
+#[test]
+fn rule_8_grade_none_is_assumed_after_60_s_without_a_write() {
+    let rig = Rig::with(options(Flavour::Istgt), config());
+    leave_in_back_end(&rig, 8, 3);
+    let held = rig.world.spawn_handle(rig.write(8, 4));
+    rig.run(ms(1000));
+    let other = rig.world.spawn_handle(rig.write(800, 5));
+    rig.run(Duration::from_secs(57));
+    assert!(held.try_take().is_none() && other.try_take().is_none());
+    rig.san.set_hung(false);
+    rig.run(Duration::from_secs(4));
+    assert!(held.try_take().is_some_and(|r| r.is_ok()));
+    assert!(other.try_take().is_some_and(|r| r.is_ok()));
+    assert!(rig.news().contains(&"fence_assumed"));
+    assert_eq!(rig.device.snapshot().fence, FenceGrade::None);
+}
+
+#[test]
+fn fence_none_and_pr_are_said_to_be_no_fence() {
+    let pr = Config {
+        fence: FencePolicy::Pr,
+        ..config()
+    };
+    let rig = Rig::with(options(Flavour::Tgt), pr);
+    rig.device.set_role(Role::MirrorLeg);
+    let error = rig.world.block_on(rig.fence()).unwrap_err();
+    assert!(error.to_string().contains("no reservation keys"), "{error}");
+}
+
+fn has_cache_lost(rig: &Rig) -> bool {
+    rig.events().contains(&Event::CacheLost)
+}
+
+/// Rule 10: a session that survived the gap vouches for the cache.
+#[test]
+fn rule_10_a_survivor_vouches() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(50));
+    rig.san.set_link(0, Link::Up);
+    rig.run(ms(3000));
+    assert_eq!(rig.device.snapshot().groups[0].paths[0].counters.logins, 2);
+    assert!(!has_cache_lost(&rig));
+}
+
+/// Rule 10: sessions made after the gap never vouch for each other.
+#[test]
+fn rule_10_sessions_made_after_the_gap_do_not_vouch() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.san.power_cut(ms(300), false);
+    rig.run(ms(5000));
+    let events = rig.events();
+    let losses = events.iter().filter(|e| **e == Event::CacheLost).count();
+    assert_eq!(losses, 1, "raised once, and not explained away");
+}
+
+/// Rule 10: a survivor must have answered after the new login. Here it cannot: its connection is
+/// dead, and nobody was told.
+#[test]
+fn rule_10_a_survivor_must_have_answered_since() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    // The unit restarts; path 1's reset is lost in a cut, path 0 hears it.
+    rig.san.set_link(1, Link::Silent);
+    rig.san.power_cut(ms(10), false);
+    rig.run(ms(2000));
+    assert!(has_cache_lost(&rig));
+    assert!(rig.device.snapshot().groups[0].paths[0].is_active);
+}
+
+/// After a loss no flush that was asked for before may say that all is on the medium.
+#[test]
+fn rule_10_no_flush_succeeds_over_a_lost_cache() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.san.power_cut(ms(300), false);
+    rig.run(ms(1));
+    let flush = rig.world.spawn_handle(rig.flush());
+    rig.run(ms(5000));
+    let error = flush.try_take().expect("answered").unwrap_err();
+    assert!(matches!(error.kind, Kind::Again { .. }), "{error}");
+    let error = rig.world.block_on(rig.flush()).unwrap_err();
+    assert!(
+        matches!(error.kind, Kind::Again { .. }),
+        "not before the event is taken"
+    );
+    assert!(has_cache_lost(&rig));
+    rig.world.block_on(rig.flush()).unwrap();
+}
+
+/// Nothing was unflushed: nothing can be lost.
+#[test]
+fn rule_10_after_a_flush_no_loss_is_raised() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.world.block_on(rig.flush()).unwrap();
+    rig.san.power_cut(ms(300), false);
+    rig.run(ms(5000));
+    assert!(!has_cache_lost(&rig));
+    assert_eq!(rig.content(8), 3);
+}
+
+struct Gate {
+    asked: Cell<u32>,
+    verdict: Cell<bool>,
+}
+
+impl Admission for Gate {
+    fn admit(&self, session: Rc<dyn ReadSectors>) -> LocalFuture<Result<(), IoError>> {
+        self.asked.set(self.asked.get() + 1);
+        let is_ours = self.verdict.get();
+        Box::pin(async move {
+            session.read(Sector(0), 8).await?;
+            if is_ours {
+                return Ok(());
+            }
+            Err(IoError::not_applied(Kind::Refused(Refusal::NotOwner)))
+        })
+    }
+}
+
+/// P11: the claim is read on every new session before its first write.
+#[test]
+fn the_gate_is_asked_on_every_new_session_and_its_no_is_final() {
+    let rig = Rig::new();
+    let gate = Rc::new(Gate {
+        asked: Cell::new(0),
+        verdict: Cell::new(true),
+    });
+    let weak: Rc<dyn Admission> = gate.clone();
+    rig.device.set_admission(Rc::downgrade(&weak));
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(10));
+    rig.san.set_link(0, Link::Up);
+    rig.run(ms(3000));
+    assert_eq!(gate.asked.get(), 1);
+    gate.verdict.set(false);
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(10));
+    rig.san.set_link(0, Link::Up);
+    rig.run(ms(3000));
+    let error = rig.world.block_on(rig.write(8, 9)).unwrap_err();
+    assert_eq!(error.kind, Kind::Refused(Refusal::NotOwner));
+    assert!(rig.news().contains(&"claim_lost"));
+    assert_eq!(rig.content(8), 0);
+}

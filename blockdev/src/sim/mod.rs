@@ -4,6 +4,7 @@
 
 mod chance;
 mod faulty;
+mod host;
 mod medium;
 mod mem;
 mod recording;
@@ -11,6 +12,7 @@ mod virtual_rt;
 
 pub use chance::{Chance, Latency, PerMillion};
 pub use faulty::{Faults, FaultyDevice, Ghosts, Outage};
+pub use host::Host;
 pub use medium::Medium;
 pub use mem::{MemDevice, MemTiming};
 pub use recording::{Digest, Entry, Log, RecordingDevice, What};

@@ -312,11 +312,11 @@ pub struct PurgeArgs {
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// One iSCSI path
-    Iscsi(BenchIscsi),
+    Iscsi(Box<BenchIscsi>),
     /// A configured device through all its paths, without the mirror
-    Device(BenchDevice),
+    Device(Box<BenchDevice>),
     /// A chunkserver, ours or stock
-    Chunk(BenchChunk),
+    Chunk(Box<BenchChunk>),
 }
 
 /// What to do how often.

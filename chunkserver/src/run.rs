@@ -73,7 +73,7 @@ impl Runner<'_> {
             Command::Status { watch: true } => self.watch(),
             Command::Status { watch: false } => {
                 let status: Status = self.ask(&Request::Status {})?;
-                self.show(&status, |s| render::status::page(s))
+                self.show(&status, render::status::page)
             }
             Command::Paths { events: true, .. } => {
                 let events: PathEvents = self.ask(&Request::PathEvents {})?;

@@ -1,5 +1,7 @@
 //! The binary itself: `antler check`, exit statuses, and what stands on which stream.
 
+#![allow(clippy::unwrap_used)] // a panic is how a test fails, in its helpers too
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

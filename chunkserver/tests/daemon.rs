@@ -1,6 +1,8 @@
 //! The control thread as its users meet it: admin socket and HTTP, with a data plane made of one thread that
 //! answers by rote.
 
+#![allow(clippy::unwrap_used)] // a panic is how a test fails, in its helpers too
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;

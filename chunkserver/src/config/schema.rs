@@ -568,7 +568,7 @@ pub(crate) mod syntax {
             && if let Some(rest) = s.strip_prefix("iqn.") {
                 rest.len() > 8
                     && rest.bytes().take(4).all(|b| b.is_ascii_digit())
-                    && rest.bytes().nth(4) == Some(b'-')
+                    && rest.as_bytes().get(4) == Some(&b'-')
                     && s.chars().all(|c| !c.is_whitespace() && !c.is_control())
             } else if let Some(rest) = s.strip_prefix("eui.") {
                 hex(rest, &[16])

@@ -209,6 +209,11 @@ impl Chain {
         !self.opened_below || self.pending.iter().any(|p| !p.below)
     }
 
+    /// Whether the client is waiting for us.
+    pub(super) fn owes_answers(&self) -> bool {
+        !self.opened_below || !self.pending.is_empty()
+    }
+
     /// Whether it has failed; its answer is the last.
     pub(super) fn is_over(&self) -> bool {
         self.over

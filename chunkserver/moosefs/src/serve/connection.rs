@@ -90,6 +90,11 @@ impl Beat {
         self.sent.1 = now;
     }
 
+    /// The peer had no reason to speak until now.
+    pub(super) fn excuse_silence(&mut self) {
+        self.received.1 = self.rt.now();
+    }
+
     pub(super) fn poll<S: Transport>(
         &mut self,
         cx: &mut Context<'_>,
@@ -149,7 +154,8 @@ impl<S: Transport> Connection<S> {
     async fn serve(&mut self) -> Result<(), WireError> {
         while let Some(frame) = self.next_request().await? {
             match self.request(frame).await? {
-                After::Idle => {}
+                // Whoever waited for us is not to blame for its silence.
+                After::Idle => self.beat.restart(),
                 After::Drain => return self.drain().await,
                 After::Closed => return Ok(()),
             }

@@ -277,7 +277,11 @@ impl<S: Transport> Session<'_, S> {
         if let Below::Open { wire, beat } = &mut self.below {
             if let Poll::Ready(quiet) = beat.poll(cx, wire) {
                 // One that does not take our bytes but sends NOPs is alive: its disk is slow.
-                if (self.chain.waits_for_below() || wire.queued() > 0) && quiet.is_dead() {
+                let owed = self.chain.waits_for_below() || wire.queued() > 0;
+                if !owed {
+                    beat.excuse_silence();
+                }
+                if owed && quiet.is_dead() {
                     self.chain.fail(0, status::DISCONNECTED);
                 } else if self.write.nops && wire.queued() == 0 && quiet.wants_nop() {
                     wire.queue_head(&NOP);
@@ -286,8 +290,11 @@ impl<S: Transport> Session<'_, S> {
             }
         }
         if let Poll::Ready(quiet) = self.beat.poll(cx, self.wire) {
-            // While the window is full, or the next server connecting, the client is not read.
-            let listening = self.chain.wants_more() && !matches!(self.below, Below::Connecting(_));
+            // Who waits for our answer may be silent.
+            let listening = !self.chain.owes_answers();
+            if !listening {
+                self.beat.excuse_silence();
+            }
             if (listening && quiet.is_dead()) || (self.wire.queued() > 0 && quiet.is_stuck()) {
                 return Poll::Ready(Err(WireError::Silent(SILENCE_S)));
             }

@@ -1,4 +1,5 @@
 //! wip
+pub mod bench;
 pub mod client;
 pub mod digest;
 pub mod discover;

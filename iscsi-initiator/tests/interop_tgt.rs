@@ -527,3 +527,46 @@ fn abort_ends_every_command_with_one_outcome() {
         ));
     });
 }
+
+#[test]
+fn bench_modes_and_verify() {
+    use iscsi_initiator::bench::{run_iscsi, BenchConfig, Mode};
+    let tgt = Tgt::start();
+    run(|rt| async move {
+        let unit = iscsi_initiator::path::PortConfig {
+            portal: tgt.portal(),
+            source: None,
+            target: TARGET.to_owned(),
+            lun: 1,
+            role: iscsi_initiator::isid::Role::Tool,
+            shard: 0,
+        };
+        for mode in ["read", "write", "randread", "randwrite", "randrw", "verify"] {
+            let config = BenchConfig {
+                mode: Mode::from_name(mode).expect("mode"),
+                block_bytes: 4096,
+                iodepth: 16,
+                runtime: Duration::from_secs(10),
+                size_bytes: Some(2 << 20),
+                offset_bytes: 1 << 20,
+                span_bytes: Some(4 << 20),
+                seed: 42,
+                trace: true,
+            };
+            let deadline = rt.now() + Duration::from_secs(5);
+            let report = run_iscsi(&initiator(&rt), &unit, 2, config, deadline)
+                .await
+                .expect("bench");
+            assert_eq!((report.errors, report.verify_errors), (0, 0), "{mode}");
+            assert!(
+                report.ios >= 512 && report.trace.len() as u64 == report.ios,
+                "{mode}"
+            );
+            assert!(report.lat_us.min > 0 && report.lat_us.p50 <= report.lat_us.max);
+            assert_eq!(
+                (report.bench, report.rw, report.sessions),
+                ("iscsi", mode, 2)
+            );
+        }
+    });
+}

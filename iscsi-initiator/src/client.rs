@@ -261,6 +261,11 @@ impl Client {
         self.with_session(Session::is_open)
     }
 
+    /// Whether the session still exists: it may be draining.
+    pub fn is_alive(&self) -> bool {
+        !self.with_session(Session::is_closed)
+    }
+
     /// Resets the connection. Every task has ended when this returns.
     pub fn abort(&self, cause: PathCause) {
         self.inner().abort(cause);

@@ -500,7 +500,7 @@ impl PathSession for IscsiSession {
     }
 
     fn is_alive(&self) -> bool {
-        self.client.is_open()
+        self.client.is_alive()
     }
 
     fn abort(&self, why: PathCause) {

@@ -307,7 +307,7 @@ impl Session {
 
     /// Takes a command in. It is sent when window and limits allow; an [`Event::Done`] follows.
     pub fn submit(&mut self, command: ScsiCommand) -> Result<Tag, SubmitError> {
-        if !matches!(self.phase, Phase::Open) || self.logout_requested {
+        if !self.is_open() {
             return Err(SubmitError::NotOpen);
         }
         let mut task = Box::new(Task::new(Kind::Scsi, command.lun));
@@ -510,7 +510,7 @@ impl Session {
 
     /// Whether commands are taken.
     pub fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open)
+        matches!(self.phase, Phase::Open) && !self.logout_requested
     }
 
     /// Whether nothing can happen any more.

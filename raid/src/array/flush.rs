@@ -1,0 +1,200 @@
+//! Flushes and fences of the whole array.
+//!
+//! One round of flushes runs at a time; whoever asks meanwhile shares the next one. A round ends
+//! when every required leg has flushed or has been recorded out. A flush during which the leg
+//! lost its cache does not count.
+
+use super::{Array, Leg, LegState, Why};
+use crate::notify::{both, unless};
+use blockdev::{
+    completion, Completion, Done, Instant, IoCtx, IoError, IoResult, Kind, Op, Promise, Refusal,
+};
+
+#[derive(Default)]
+pub(super) struct Flushes {
+    waiting: Vec<Promise>,
+    running: bool,
+    for_room: bool,
+}
+
+impl Array {
+    /// Covers exactly the writes answered before.
+    pub(super) fn flush(&self) -> Completion {
+        let (promise, completion) = completion::pair();
+        let starts = {
+            let mut flushes = self.flushes.borrow_mut();
+            flushes.waiting.push(promise);
+            !std::mem::replace(&mut flushes.running, true)
+        };
+        if starts {
+            let me = self.me.clone();
+            self.rt.spawn(async move {
+                if let Some(array) = me.upgrade() {
+                    array.flush_rounds().await;
+                }
+            });
+        }
+        completion
+    }
+
+    pub(super) async fn flush_round(&self) -> Result<(), IoError> {
+        self.flush().await.map(|_| ())
+    }
+
+    async fn flush_rounds(&self) {
+        loop {
+            let sharing = {
+                let mut flushes = self.flushes.borrow_mut();
+                if flushes.waiting.is_empty() {
+                    flushes.running = false;
+                    return;
+                }
+                std::mem::take(&mut flushes.waiting)
+            };
+            let legs = both(self.flush_leg(&self.legs[0]), self.flush_leg(&self.legs[1])).await;
+            let result = combine(legs.0, legs.1, Done::Flushed);
+            for promise in sharing {
+                promise.complete(result.clone());
+            }
+        }
+    }
+
+    /// Makes room in the windows.
+    pub(super) fn flush_for_room(&self) {
+        if std::mem::replace(&mut self.flushes.borrow_mut().for_room, true) {
+            return;
+        }
+        let me = self.me.clone();
+        self.rt.spawn(async move {
+            let Some(array) = me.upgrade() else { return };
+            let failed = array.flush_round().await.err();
+            for leg in array
+                .legs
+                .iter()
+                .filter(|leg| leg.state() == LegState::Rebuilding)
+            {
+                array.flush_rebuilding(leg).await;
+            }
+            array.flushes.borrow_mut().for_room = false;
+            match failed {
+                // Without a flush the window never gets room.
+                Some(error) => array.fail_held(&error),
+                None => array.stir(),
+            }
+        });
+    }
+
+    /// Flushes a leg whose answers do not count yet.
+    pub(super) async fn flush_rebuilding(&self, leg: &Leg) {
+        let Some(device) = leg.device().filter(|_| leg.has_cache()) else {
+            return;
+        };
+        let mark = leg.window.borrow_mut().begin_flush();
+        match device.submit(Op::Flush, IoCtx::metadata()).await {
+            Ok(_) => leg.window.borrow_mut().flushed(mark),
+            Err(error) => self.fail_leg(leg, Why::Failed, &format!("flush: {error}")),
+        }
+    }
+
+    /// `None` when the leg is not required, or no more.
+    async fn flush_leg(&self, leg: &Leg) -> Option<Result<(), IoError>> {
+        loop {
+            self.changed
+                .until(|| !leg.is_required() || !leg.restoring.get())
+                .await;
+            let device = leg.device().filter(|_| leg.is_required())?;
+            if !leg.has_cache() {
+                return Some(Ok(()));
+            }
+            let losses = leg.losses.get();
+            let mark = leg.window.borrow_mut().begin_flush();
+            let answer = device.submit(Op::Flush, IoCtx::metadata());
+            let answer = self
+                .patiently(leg, answer, self.options.flush_patience)
+                .await;
+            self.drain_events(leg.index);
+            match answer? {
+                Ok(_) if leg.losses.get() != losses => {}
+                Ok(_) => {
+                    leg.window.borrow_mut().flushed(mark);
+                    return Some(Ok(()));
+                }
+                Err(error) => {
+                    let unable = error.kind == Kind::Refused(Refusal::NotSupported);
+                    if !unable {
+                        self.fail_leg(leg, Why::Failed, &format!("flush: {error}"));
+                    }
+                    self.changed
+                        .until(|| leg.state() != LegState::Leaving)
+                        .await;
+                    return leg.is_required().then_some(Err(error));
+                }
+            }
+        }
+    }
+
+    /// The answer, or `None` when the leg is out before it came. Beyond `patience` the leg is
+    /// late.
+    async fn patiently(
+        &self,
+        leg: &Leg,
+        answer: Completion,
+        patience: std::time::Duration,
+    ) -> Option<IoResult> {
+        let mut answer = Box::pin(answer);
+        let mut limit = self.rt.now() + patience;
+        loop {
+            let gone = self.changed.until(|| !leg.is_required());
+            match unless(self.rt.by(limit, answer.as_mut()), gone).await? {
+                Ok(result) => return Some(result),
+                Err(late) if late.is_own_stall() => limit = self.rt.now() + late.0,
+                Err(_) => {
+                    self.fail_leg(leg, Why::Late, "no answer in time");
+                    limit = Instant::FAR;
+                }
+            }
+        }
+    }
+
+    /// See [`Op::Fence`]. A leg that cannot be fenced is out if the other may serve.
+    pub(super) fn fence(&self) -> Completion {
+        let (promise, completion) = completion::pair();
+        let me = self.me.clone();
+        self.rt.spawn(async move {
+            let Some(array) = me.upgrade() else { return };
+            let legs = both(
+                array.fence_leg(&array.legs[0]),
+                array.fence_leg(&array.legs[1]),
+            )
+            .await;
+            promise.complete(combine(legs.0, legs.1, Done::Fenced));
+        });
+        completion
+    }
+
+    async fn fence_leg(&self, leg: &Leg) -> Option<Result<(), IoError>> {
+        let device = leg.device().filter(|_| leg.is_required())?;
+        let answer = device.submit(Op::Fence, IoCtx::metadata());
+        match self
+            .patiently(leg, answer, self.options.fence_patience)
+            .await?
+        {
+            Ok(_) => Some(Ok(())),
+            Err(error) => {
+                self.fail_leg(leg, Why::Failed, &format!("no fence: {error}"));
+                self.changed
+                    .until(|| leg.state() != LegState::Leaving)
+                    .await;
+                leg.is_required().then_some(Err(error))
+            }
+        }
+    }
+}
+
+fn combine(a: Option<Result<(), IoError>>, b: Option<Result<(), IoError>>, done: Done) -> IoResult {
+    match (a, b) {
+        (Some(Err(error)), _) | (_, Some(Err(error))) => Err(error),
+        (None, None) => Err(IoError::unknown(Kind::Closed)),
+        _ => Ok(done),
+    }
+}

@@ -1,0 +1,286 @@
+//! One leg: its device, state, window and counters.
+
+use super::Array;
+use crate::layout::Places;
+use crate::superblock::{Superblock, FLAG_WRITE_MOSTLY};
+use crate::window::Window;
+use blockdev::{BlockDevice, Event, Instant, LegIndex};
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+/// See [`super`] for the transitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LegState {
+    /// Never seen, or removed.
+    Absent,
+    InSync,
+    Leaving,
+    Out,
+    Rebuilding,
+    Joining,
+}
+
+/// Why a leg is out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It did not answer in time.
+    Late,
+    /// It failed; it comes back by itself when it can.
+    Failed,
+    /// It refused, or could not store, a write: it stays out until told.
+    Broken,
+    /// It lost its cache and there is no window to restore it from.
+    CacheLost,
+    /// An operator said so.
+    Operator,
+    /// It was not there at start.
+    Missing,
+}
+
+impl Why {
+    /// Whether the leg may still answer what it was sent.
+    pub(crate) fn is_soft(self) -> bool {
+        matches!(self, Why::Late | Why::CacheLost)
+    }
+
+    /// Whether it is taken back without being told.
+    pub(crate) fn comes_back(self) -> bool {
+        !matches!(self, Why::Broken | Why::Operator)
+    }
+}
+
+/// How a leg begins.
+pub(crate) struct LegStart {
+    pub(crate) name: String,
+    pub(crate) device: Option<Rc<dyn BlockDevice>>,
+    pub(crate) state: LegState,
+    pub(crate) superblock: Option<Superblock>,
+    pub(crate) places: Places,
+    pub(crate) resume: super::sync::Resume,
+}
+
+/// Counters of a leg.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LegCounters {
+    pub(crate) read_bytes: u64,
+    pub(crate) write_bytes: u64,
+    pub(crate) read_errors: u64,
+    pub(crate) healed_blocks: u64,
+}
+
+pub(crate) struct Leg {
+    pub(crate) index: LegIndex,
+    name: RefCell<String>,
+    device: RefCell<Option<Rc<dyn BlockDevice>>>,
+    state: Cell<LegState>,
+    pub(crate) why: Cell<Why>,
+    /// Its own superblock: identity, flags and places; events and roles are the array's.
+    pub(crate) superblock: RefCell<Option<Superblock>>,
+    places: Cell<Places>,
+    pub(crate) window: RefCell<Window>,
+    /// Payload bytes sent and not answered, which will enter the window.
+    pub(crate) reserved_bytes: Cell<u64>,
+    /// Its window is being written again after a loss of its cache.
+    pub(crate) restoring: Cell<bool>,
+    /// Losses of its cache so far.
+    pub(crate) losses: Cell<u64>,
+    pub(crate) reads_in_flight: Cell<u32>,
+    pub(crate) next_read: Cell<u64>,
+    pub(crate) counters: Cell<LegCounters>,
+    outs: RefCell<VecDeque<Instant>>,
+    event_waker: RefCell<Option<Waker>>,
+    /// Counts its device's comings and goings, so that old tasks notice.
+    pub(crate) tenure: Cell<u64>,
+    /// Counts attempts to take it back, so that an old one notices.
+    pub(crate) attempts: Cell<u64>,
+    pub(crate) gate: RefCell<Option<Rc<dyn blockdev::Admission>>>,
+    /// Rebuilt up to here, for its superblock; `None` unless it is a recovery.
+    pub(crate) rebuilt_to: Cell<Option<u64>>,
+}
+
+impl Leg {
+    pub(crate) fn new(index: LegIndex, start: &LegStart) -> Leg {
+        Leg {
+            index,
+            name: RefCell::new(start.name.clone()),
+            device: RefCell::new(start.device.clone()),
+            state: Cell::new(start.state),
+            why: Cell::new(Why::Missing),
+            superblock: RefCell::new(start.superblock.clone()),
+            places: Cell::new(start.places),
+            window: RefCell::default(),
+            reserved_bytes: Cell::new(0),
+            restoring: Cell::new(false),
+            losses: Cell::new(0),
+            reads_in_flight: Cell::new(0),
+            next_read: Cell::new(0),
+            counters: Cell::default(),
+            outs: RefCell::default(),
+            event_waker: RefCell::default(),
+            tenure: Cell::new(0),
+            attempts: Cell::new(0),
+            gate: RefCell::default(),
+            rebuilt_to: Cell::new(None),
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.name.borrow().clone()
+    }
+
+    pub(crate) fn device(&self) -> Option<Rc<dyn BlockDevice>> {
+        self.device.borrow().clone()
+    }
+
+    pub(crate) fn set_device(&self, name: &str, device: Option<Rc<dyn BlockDevice>>) {
+        *self.name.borrow_mut() = name.to_owned();
+        *self.device.borrow_mut() = device;
+        self.tenure.set(self.tenure.get() + 1);
+    }
+
+    pub(crate) fn places(&self) -> Places {
+        self.places.get()
+    }
+
+    pub(crate) fn set_places(&self, places: Places) {
+        self.places.set(places);
+    }
+
+    pub(crate) fn state(&self) -> LegState {
+        self.state.get()
+    }
+
+    pub(crate) fn set_state(&self, state: LegState) {
+        self.state.set(state);
+    }
+
+    pub(crate) fn bit(&self) -> u8 {
+        1 << self.index.0
+    }
+
+    /// Nothing is acknowledged without its answer.
+    pub(crate) fn is_required(&self) -> bool {
+        matches!(
+            self.state(),
+            LegState::InSync | LegState::Leaving | LegState::Joining
+        )
+    }
+
+    /// New writes are sent to it.
+    pub(crate) fn takes_writes(&self) -> bool {
+        matches!(
+            self.state(),
+            LegState::InSync | LegState::Rebuilding | LegState::Joining
+        )
+    }
+
+    /// Its superblock says that it is being rebuilt.
+    pub(crate) fn is_on_record_rebuilding(&self) -> bool {
+        matches!(self.state(), LegState::Rebuilding | LegState::Joining)
+            && self.rebuilt_to.get().is_some()
+    }
+
+    /// It is read only if there is no other.
+    pub(crate) fn is_write_mostly(&self) -> bool {
+        let sb = self.superblock.borrow();
+        sb.as_ref()
+            .is_some_and(|sb| sb.device_flags & FLAG_WRITE_MOSTLY != 0)
+    }
+
+    /// Whether its answered writes need a flush.
+    pub(crate) fn has_cache(&self) -> bool {
+        self.device()
+            .is_some_and(|device| device.geometry().write_cache)
+    }
+
+    pub(crate) fn count(&self, change: impl FnOnce(&mut LegCounters)) {
+        let mut counters = self.counters.get();
+        change(&mut counters);
+        self.counters.set(counters);
+    }
+
+    /// Notes that it went out, and tells until when it stays out.
+    pub(crate) fn went_out(&self, now: Instant, penalty: std::time::Duration) -> Instant {
+        let minute = std::time::Duration::from_secs(60);
+        let mut outs = self.outs.borrow_mut();
+        outs.push_back(now);
+        while outs.front().is_some_and(|&at| now.since(at) > minute) {
+            outs.pop_front();
+        }
+        if outs.len() > 2 {
+            now + penalty
+        } else {
+            now
+        }
+    }
+
+    fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {
+        match self.device() {
+            Some(device) => device.poll_event(cx),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Array {
+    /// Reads the leg's news from now on.
+    pub(crate) fn watch(&self, leg: &Leg) {
+        if leg.device().is_none() {
+            return;
+        }
+        let (me, index, tenure) = (self.me.clone(), leg.index, leg.tenure.get());
+        self.rt.spawn(async move {
+            loop {
+                let news = poll_fn(|cx| {
+                    let Some(array) = me.upgrade() else {
+                        return Poll::Ready(None);
+                    };
+                    let leg = array.leg(index);
+                    if leg.tenure.get() != tenure {
+                        return Poll::Ready(None);
+                    }
+                    *leg.event_waker.borrow_mut() = Some(cx.waker().clone());
+                    leg.poll_event(cx).map(Some)
+                });
+                let Some(event) = news.await else { return };
+                let Some(array) = me.upgrade() else { return };
+                array.leg_event(index, event);
+            }
+        });
+    }
+
+    /// Takes the leg's news at once, ahead of the task that reads them.
+    pub(crate) fn drain_events(&self, index: LegIndex) {
+        let leg = self.leg(index);
+        let Some(waker) = leg.event_waker.borrow().clone() else {
+            return;
+        };
+        let mut cx = Context::from_waker(&waker);
+        while let Poll::Ready(event) = leg.poll_event(&mut cx) {
+            self.leg_event(index, event);
+        }
+    }
+
+    fn leg_event(&self, index: LegIndex, event: Event) {
+        let leg = self.leg(index);
+        match event {
+            Event::CacheLost => self.cache_lost(leg),
+            Event::State(change) => {
+                self.report(change.event, change.object, change.text, change.warn);
+            }
+            Event::Changed(geometry) => {
+                let data = leg.places().data.0;
+                if geometry.sectors < data + self.identity.size {
+                    let text = format!("shrank to {} sectors", geometry.sectors);
+                    self.report_leg("leg_failed", leg, text, true);
+                    self.fail_leg(leg, Why::Broken, "it shrank");
+                }
+                self.refresh_geometry();
+            }
+            Event::Tainted(_) => {}
+        }
+    }
+}

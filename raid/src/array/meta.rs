@@ -1,0 +1,310 @@
+//! What the legs and the witness say of the array: superblocks, leg records, dirty and clean.
+//!
+//! Before the first write after an idle time the superblocks say *dirty* and the witness says
+//! *busy*; a few seconds after the last one both legs are flushed, the superblocks say *clean*
+//! and the witness *flushed*. Event counts do not change by that: only a change of a leg's state
+//! raises them, by 2.
+
+use super::{Array, Leg, LegState};
+use crate::layout::SUPER_SECTOR;
+use crate::notify::both;
+use crate::record::LegRecord;
+use crate::superblock::{
+    md_time, Superblock, CLEAN, FEATURE_BITMAP, FEATURE_RECOVERY, FEATURE_RECOVERY_BITMAP,
+    ROLE_FAULTY, ROLE_SPARE,
+};
+use crate::witness::WitnessRecord;
+use blockdev::{mutation, Durability, IoError, Kind, Sector};
+use std::time::Duration;
+
+impl Array {
+    /// Whether data may be written; makes it so if not.
+    pub(super) fn is_active(&self) -> bool {
+        if self.active.get() && !self.activating.get() {
+            return true;
+        }
+        if !self.activating.replace(true) {
+            let me = self.me.clone();
+            self.rt.spawn(async move {
+                let Some(array) = me.upgrade() else { return };
+                let result = array.activate().await;
+                array.activating.set(false);
+                match result {
+                    Ok(()) => array.stir(),
+                    Err(error) => array.fail_held(&error),
+                }
+            });
+        }
+        false
+    }
+
+    async fn activate(&self) -> Result<(), IoError> {
+        let _turn = self.meta_turn.take().await;
+        if self.active.get() {
+            return Ok(());
+        }
+        // A leg that is out without anybody having said so: first of all, say it.
+        while self.out_mask() & !self.recorded_out.get() != 0 {
+            let out = self.out_mask();
+            let events = self.next_events();
+            self.tell_witness(events, out, false).await;
+            let Some(survivor) = self.legs.iter().find(|leg| leg.state() == LegState::InSync)
+            else {
+                return Err(IoError::not_applied(Kind::Closed));
+            };
+            self.write_record(survivor, events, out).await?;
+            self.events.set(events);
+            self.recorded_out.set(out);
+        }
+        let busy = async {
+            if self.witness_flushed.get() {
+                self.tell_witness(self.events.get(), self.recorded_out.get(), false)
+                    .await;
+            }
+        };
+        self.active.set(true);
+        let (written, ()) = both(self.write_superblocks(), busy).await;
+        self.active.set(written.is_ok());
+        written
+    }
+
+    /// An event count above any ever sent to a leg or the witness.
+    pub(super) fn next_events(&self) -> u64 {
+        let events = self.events_sent.get() + 2;
+        self.events_sent.set(events);
+        events
+    }
+
+    /// Makes the witness say it, however long that takes: what follows depends on it.
+    pub(super) async fn tell_witness(&self, events: u64, out: u8, flushed: bool) {
+        if mutation::off("raid.witness") {
+            return;
+        }
+        let record = WitnessRecord {
+            array: self.identity.array,
+            events,
+            out,
+            flushed,
+        };
+        while let Err(error) = self.witness.record(record).await {
+            tracing::warn!(volume = %self.options.volume, %error, "the witness cannot be written");
+            self.rt.sleep(Duration::from_secs(1)).await;
+            if self.events_sent.get() > events {
+                return; // a later decision is being told
+            }
+        }
+        self.witness_flushed.set(flushed);
+    }
+
+    /// Writes a leg record to the next slot of `leg` that nothing unanswered may still hit.
+    pub(super) async fn write_record(
+        &self,
+        leg: &Leg,
+        events: u64,
+        out: u8,
+    ) -> Result<(), IoError> {
+        let (Some(device), Some(identity)) = (leg.device(), leg.superblock.borrow().clone()) else {
+            return Err(IoError::not_applied(Kind::Closed));
+        };
+        let mut counter = self.record_counter.get() + 1;
+        let places = leg.places();
+        for _ in 0..places.record_slots {
+            if !device.tainted(places.record_slot(counter)) {
+                break;
+            }
+            counter += 1;
+        }
+        self.record_counter.set(counter);
+        let record = LegRecord {
+            array: self.identity.array,
+            device: identity.device,
+            counter,
+            events,
+            out,
+            rebuilding: self.mask(|leg| leg.rebuilt_to.get().is_some()),
+            time: self.rt.wall(),
+            dirty_pages: self.intent.borrow().lagging_pages(),
+            all_dirty: false,
+        };
+        let data = self.pool.copy_now(&record.encode()[..]);
+        let at = places.record_slot(counter).start;
+        self.write_direct(leg.index, at, data, Durability::Fua)
+            .await
+            .map(|_| ())
+    }
+
+    /// The superblock of `leg` as the array is now; `None` if it is not a member.
+    pub(super) fn superblock_of(&self, leg: &Leg) -> Option<Superblock> {
+        let mut sb = leg.superblock.borrow().clone()?;
+        let dirty = self.active.get() || self.intent.borrow().is_doubtful();
+        let others: Vec<u32> = self
+            .legs
+            .iter()
+            .filter_map(|leg| leg.superblock.borrow().as_ref().map(|sb| sb.dev_number))
+            .collect();
+        for (number, role) in sb.roles.iter_mut().enumerate() {
+            if *role < 2 && !others.contains(&(number as u32)) {
+                *role = ROLE_SPARE;
+            }
+        }
+        for other in &self.legs {
+            let Some(number) = other.superblock.borrow().as_ref().map(|sb| sb.dev_number) else {
+                continue;
+            };
+            let is_member = other.is_required() || other.is_on_record_rebuilding();
+            let role = match (is_member, other.index.0 < self.raid_disks.get()) {
+                (true, true) => u16::from(other.index.0),
+                (false, true) => ROLE_FAULTY,
+                (_, false) => ROLE_SPARE,
+            };
+            if let Some(entry) = sb.roles.get_mut(number as usize) {
+                *entry = role;
+            }
+        }
+        sb.raid_disks = u32::from(self.raid_disks.get());
+        sb.features = sb.features & !(FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP) | FEATURE_BITMAP;
+        sb.recovery_offset = 0;
+        if let Some(to) = leg.rebuilt_to.get() {
+            sb.features |= FEATURE_RECOVERY;
+            sb.recovery_offset = to;
+        }
+        sb.events = self.events.get();
+        sb.utime = md_time(self.rt.wall());
+        sb.resync_offset = if dirty { 0 } else { CLEAN };
+        sb.corrected_reads = leg.counters.get().healed_blocks as u32;
+        Some(sb)
+    }
+
+    /// Writes the bitmap's lagging pages and then the superblocks of all legs that are in sync
+    /// or on record as being rebuilt. `Ok` when every leg still in sync has its own.
+    pub(super) async fn write_superblocks(&self) -> Result<(), IoError> {
+        self.write_pages(false).await;
+        self.write_bitmap_events(self.events.get()).await;
+        let (first, second) = both(
+            self.write_superblock(&self.legs[0]),
+            self.write_superblock(&self.legs[1]),
+        )
+        .await;
+        first.and(second)
+    }
+
+    pub(super) async fn write_superblock(&self, leg: &Leg) -> Result<(), IoError> {
+        let on_record = leg.state() == LegState::InSync || leg.is_on_record_rebuilding();
+        if !on_record || leg.device().is_none() {
+            return Ok(());
+        }
+        let Some(sb) = self.superblock_of(leg) else {
+            return Ok(());
+        };
+        let data = self.pool.copy_now(&sb.encode()[..]);
+        let at = Sector(SUPER_SECTOR);
+        let written = self
+            .write_direct(leg.index, at, data, Durability::Fua)
+            .await;
+        match written {
+            Ok(_) => {
+                *leg.superblock.borrow_mut() = Some(sb);
+                Ok(())
+            }
+            Err(error) => {
+                // The failure takes the leg out, unless it is the last.
+                self.changed
+                    .until(|| leg.state() != LegState::Leaving)
+                    .await;
+                if leg.state() == LegState::InSync {
+                    Err(error)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    /// Looks after idle times and bits for as long as the array lives.
+    pub(super) fn spawn_maintenance(&self) {
+        let (me, rt) = (self.me.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            let period = Duration::from_millis(500);
+            let mut bits_due = rt.now() + period;
+            loop {
+                rt.sleep(period).await;
+                let Some(array) = me.upgrade() else { return };
+                if array.stopping.get() {
+                    return;
+                }
+                if rt.now() >= bits_due {
+                    bits_due = rt.now() + array.options.bitmap_sleep;
+                    if array.active.get() {
+                        array.clear_bits(false).await;
+                    }
+                }
+                let idle = rt.now().since(array.last_write.get()) >= array.options.idle_after;
+                if idle && array.is_settled() {
+                    array.go_clean().await;
+                }
+                if array.recovered.get() && array.intent.borrow().is_doubtful() {
+                    array.spawn_resync();
+                }
+            }
+        });
+    }
+
+    fn is_settled(&self) -> bool {
+        (self.active.get() || !self.witness_flushed.get())
+            && !self.activating.get()
+            && !self.is_writing()
+            && !self.intent.borrow().is_doubtful()
+            && self.recovered.get()
+            && !self
+                .legs
+                .iter()
+                .any(|leg| matches!(leg.state(), LegState::Leaving | LegState::Joining))
+    }
+
+    /// Flushes, says clean and flushed. Gives up when a write comes before the superblocks.
+    pub(super) async fn go_clean(&self) {
+        let seen = self.last_write.get();
+        if self.flush_round().await.is_err() {
+            return;
+        }
+        let _turn = self.meta_turn.take().await;
+        let still = seen == self.last_write.get() && self.is_settled();
+        if !still || self.out_mask() & !self.recorded_out.get() != 0 {
+            return;
+        }
+        self.active.set(false);
+        if self.write_superblocks().await.is_err() {
+            return;
+        }
+        let in_sync = |leg: &&Leg| leg.state() == LegState::InSync;
+        let empty = self
+            .legs
+            .iter()
+            .filter(in_sync)
+            .all(|leg| leg.window.borrow().is_empty());
+        if empty && !self.active.get() {
+            self.tell_witness(self.events.get(), self.recorded_out.get(), true)
+                .await;
+        }
+    }
+
+    /// Ends the array cleanly: no new operation is taken, those under way end, everything is
+    /// flushed, superblocks are clean. Bits stay set while a leg is out.
+    pub async fn stop(&self) {
+        self.stopping.set(true);
+        self.changed
+            .until(|| !self.is_writing() || self.failed.borrow().is_some())
+            .await;
+        if self.failed.borrow().is_some() {
+            return;
+        }
+        if self.active.get() {
+            self.clear_bits(true).await;
+        }
+        if self.is_settled() {
+            self.go_clean().await;
+        } else {
+            let _ = self.flush_round().await;
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Reads: from one leg, balanced; from the other one on an error or after a silence.
+//!
+//! A leg that reads sequentially keeps doing so; otherwise the one with fewer requests in flight
+//! is taken. A medium error is healed from the other leg.
+
+use super::{token, Array, Leg, LegState, Why, TOKEN_READ};
+use blockdev::{
+    completion, Completion, Done, Hedge, Instant, IoCtx, IoError, IoResult, Kind, LegIndex, Op,
+    Promise, Refusal, Sector, Seq, SECTOR_BYTES,
+};
+
+#[derive(Clone, Debug)]
+enum Attempt {
+    None,
+    Pending(Instant),
+    Failed(IoError),
+}
+
+pub(super) struct ReadOp {
+    at: Sector,
+    sectors: u32,
+    ctx: IoCtx,
+    only: Option<LegIndex>,
+    attempts: [Attempt; 2],
+    seq: Seq,
+    promise: Option<Promise>,
+}
+
+impl Array {
+    pub(super) fn read(
+        &self,
+        at: Sector,
+        sectors: u32,
+        ctx: IoCtx,
+        only: Option<LegIndex>,
+    ) -> Completion {
+        if !self.geometry.get().accepts(at, u64::from(sectors)) || sectors == 0 {
+            return Completion::refused(Kind::Refused(Refusal::Range));
+        }
+        let chosen = match only {
+            Some(leg) => Some(self.leg(leg)),
+            None => self.choose(at, 0),
+        };
+        let Some(leg) = chosen else {
+            return Completion::refused(Kind::Closed);
+        };
+        let (promise, completion) = completion::pair();
+        let op = ReadOp {
+            at,
+            sectors,
+            ctx,
+            only,
+            attempts: [Attempt::None, Attempt::None],
+            seq: self.seq_for(at, sectors),
+            promise: Some(promise),
+        };
+        let id = {
+            let mut tables = self.tables.borrow_mut();
+            tables.next_id += 1;
+            let id = tables.next_id;
+            tables.reads.insert(id, op);
+            id
+        };
+        self.read_from(id, leg);
+        completion
+    }
+
+    /// Before a write that is under way now, if one overlaps: its bytes may or may not be read.
+    fn seq_for(&self, at: Sector, sectors: u32) -> Seq {
+        let range = at.span(u64::from(sectors));
+        let now = self.writes_seen.now();
+        Seq(if self.writing_in(&range) { 0 } else { now })
+    }
+
+    /// The best leg to read from among those not in `tried`.
+    fn choose(&self, at: Sector, tried: u8) -> Option<&Leg> {
+        let usable = |leg: &&Leg| {
+            leg.state() == LegState::InSync && !leg.restoring.get() && tried & leg.bit() == 0
+        };
+        let rank = |leg: &&Leg| {
+            let sequential = leg.next_read.get() == at.0;
+            let busy = leg.reads_in_flight.get();
+            (
+                leg.is_write_mostly(),
+                if sequential { 0 } else { busy + 1 },
+                busy,
+            )
+        };
+        let best = self.legs.iter().filter(usable).min_by_key(rank);
+        // A leg that is being restored is better than none: what it lacks is written first.
+        best.or_else(|| {
+            let last = |leg: &&Leg| leg.state() == LegState::InSync && tried & leg.bit() == 0;
+            self.legs.iter().find(last).filter(|_| tried == 0)
+        })
+    }
+
+    fn read_from(&self, id: u64, leg: &Leg) {
+        let now = self.rt.now();
+        let (op, ctx) = {
+            let mut tables = self.tables.borrow_mut();
+            let Some(read) = tables.reads.get_mut(&id) else {
+                return;
+            };
+            read.attempts[usize::from(leg.index.0)] = Attempt::Pending(now);
+            leg.next_read.set(read.at.0 + u64::from(read.sectors));
+            let at = Sector(leg.places().data.0 + read.at.0);
+            let sectors = read.sectors;
+            (Op::Read { at, sectors }, read.ctx)
+        };
+        leg.reads_in_flight.set(leg.reads_in_flight.get() + 1);
+        let completion = match leg.device() {
+            Some(device) => device.submit(op, ctx),
+            None => Completion::refused(Kind::Closed),
+        };
+        completion.join(self.weak_joiner(), token(id, leg.index, TOKEN_READ));
+        self.arm_tick(now + self.options.hedge_after);
+    }
+
+    pub(super) fn read_answered(&self, id: u64, index: LegIndex, result: IoResult) {
+        let leg = self.leg(index);
+        leg.reads_in_flight
+            .set(leg.reads_in_flight.get().saturating_sub(1));
+        match result {
+            Ok(done) => self.read_done(id, leg, done),
+            Err(error) => self.read_failed(id, leg, error),
+        }
+    }
+
+    fn read_done(&self, id: u64, leg: &Leg, done: Done) {
+        let Some(mut read) = self.tables.borrow_mut().reads.remove(&id) else {
+            return; // the other leg was faster
+        };
+        if let Done::Read(data, _) = done {
+            leg.count(|c| c.read_bytes += u64::from(read.sectors) * SECTOR_BYTES);
+            let other = self.peer(leg.index);
+            let bad = &read.attempts[usize::from(other.index.0)];
+            let is_medium =
+                matches!(bad, Attempt::Failed(e) if matches!(e.kind, Kind::Medium { .. }));
+            if is_medium && other.state() == LegState::InSync {
+                let ctx = IoCtx::background();
+                // Its outcome is the leg's business: a failure takes it out.
+                drop(self.rewrite_leg(other.index, read.at, data.clone(), read.seq, ctx));
+                let text = format!(
+                    "sectors {} to {} rewritten after a medium error",
+                    read.at,
+                    read.at.0 + u64::from(read.sectors)
+                );
+                self.report_leg("block_healed", other, text, false);
+            }
+            if let Some(promise) = read.promise.take() {
+                promise.complete(Ok(Done::Read(data, read.seq)));
+            }
+        }
+    }
+
+    fn read_failed(&self, id: u64, leg: &Leg, error: IoError) {
+        leg.count(|c| c.read_errors += 1);
+        if matches!(error.kind, Kind::Path(_) | Kind::Closed) {
+            self.fail_leg(leg, Why::Failed, &error.to_string());
+        }
+        let next = {
+            let mut tables = self.tables.borrow_mut();
+            let Some(read) = tables.reads.get_mut(&id) else {
+                return;
+            };
+            read.attempts[usize::from(leg.index.0)] = Attempt::Failed(error);
+            if read
+                .attempts
+                .iter()
+                .any(|a| matches!(a, Attempt::Pending(_)))
+            {
+                return;
+            }
+            let tried = self.tried(read);
+            (read.at, tried, read.only.is_some())
+        };
+        match self.choose(next.0, next.1).filter(|_| !next.2) {
+            Some(other) => self.read_from(id, other),
+            None => self.give_up(id),
+        }
+    }
+
+    fn tried(&self, read: &ReadOp) -> u8 {
+        self.mask(|leg| !matches!(read.attempts[usize::from(leg.index.0)], Attempt::None))
+    }
+
+    /// No leg has it: the most telling error goes up.
+    fn give_up(&self, id: u64) {
+        let Some(mut read) = self.tables.borrow_mut().reads.remove(&id) else {
+            return;
+        };
+        let errors = || {
+            read.attempts.iter().filter_map(|a| match a {
+                Attempt::Failed(error) => Some(error.clone()),
+                _ => None,
+            })
+        };
+        let medium = errors().find(|e| matches!(e.kind, Kind::Medium { .. }));
+        let error = medium
+            .or_else(|| errors().next())
+            .unwrap_or_else(|| IoError::not_applied(Kind::Closed));
+        let error = match error.kind {
+            // The device counts its own sectors, our caller the array's.
+            Kind::Medium { .. } => IoError {
+                kind: Kind::Medium { first_bad: read.at },
+                ..error
+            },
+            _ => error,
+        };
+        if let Some(promise) = read.promise.take() {
+            promise.complete(Err(error));
+        }
+    }
+
+    /// Tries the other leg for every read that is silent for too long; tells when to look again.
+    pub(super) fn hedge_reads(&self, now: Instant) -> Instant {
+        let mut next = Instant::FAR;
+        let mut silent = Vec::new();
+        for (&id, read) in &self.tables.borrow().reads {
+            let alone = read.only.is_some() || read.ctx.hedge == Hedge::No;
+            for attempt in &read.attempts {
+                let Attempt::Pending(since) = attempt else {
+                    continue;
+                };
+                let due = *since + self.options.hedge_after;
+                if !alone && due <= now {
+                    silent.push((id, read.at, self.tried(read)));
+                } else if !alone {
+                    next = next.min(due);
+                }
+            }
+        }
+        for (id, at, tried) in silent {
+            if let Some(other) = self.choose(at, tried) {
+                self.read_from(id, other);
+            }
+        }
+        next
+    }
+
+    /// Reads that wait for a leg which is out are tried on the other.
+    pub(super) fn read_elsewhere(&self, leg: &Leg) {
+        let waiting: Vec<_> = {
+            let tables = self.tables.borrow();
+            let here = |read: &ReadOp| {
+                matches!(read.attempts[usize::from(leg.index.0)], Attempt::Pending(_))
+                    && read.only.is_none()
+            };
+            let reads = tables.reads.iter().filter(|(_, read)| here(read));
+            reads
+                .map(|(&id, read)| (id, read.at, self.tried(read)))
+                .collect()
+        };
+        for (id, at, tried) in waiting {
+            if let Some(other) = self.choose(at, tried) {
+                self.read_from(id, other);
+            }
+        }
+    }
+
+    pub(super) fn excuse_reads(&self, by: std::time::Duration) {
+        for read in self.tables.borrow_mut().reads.values_mut() {
+            for attempt in &mut read.attempts {
+                if let Attempt::Pending(since) = attempt {
+                    *since = *since + by;
+                }
+            }
+        }
+    }
+}

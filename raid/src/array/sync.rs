@@ -1,0 +1,586 @@
+//! Copies between legs: re-add by bitmap, rebuild, resync after an unclean stop.
+//!
+//! Every unit is copied under a region lock, after the writes under way in it. With a map of used
+//! space only that is copied, and each granule is judged by its checksum first: a bad source is
+//! healed from a good target instead of spreading (R12), and in a resync the good side wins; slot
+//! 0 wins in free space alone (R13). A leg that returns is fenced before anything is sent to it.
+//! While foreground requests run, units are small and every second is left to them.
+
+use super::snapshot::{LastSync, SyncSnapshot};
+use super::{Array, Leg, LegState, Why};
+use crate::probe::{read_superblock, MemberError};
+use blockdev::{
+    mutation, Allocation, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector, Verdict,
+    SECTOR_BYTES,
+};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How much of a leg must be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resume {
+    /// What lies under set bits.
+    Bits,
+    /// All from this sector on, and what lies under set bits below it.
+    From(u64),
+}
+
+impl Resume {
+    pub(crate) fn bits(rebuilt_to: Option<u64>) -> Resume {
+        rebuilt_to.map_or(Resume::Bits, Resume::From)
+    }
+}
+
+/// What runs, and what ran last.
+#[derive(Default)]
+pub(super) struct Progress {
+    pub(super) now: Option<SyncSnapshot>,
+    pub(super) last: Option<LastSync>,
+    pub(super) full: bool,
+    resyncing: bool,
+}
+
+const UNIT_SECTORS: u64 = 2048;
+const UNIT_SECTORS_BUSY: u64 = 256;
+const GRANULE_SECTORS: u64 = 8;
+const GRANULE_BYTES: usize = 4096;
+/// A rebuild notes how far it is after so many copied sectors.
+const CHECKPOINT_SECTORS: u64 = 1 << 20;
+const RETRY: Duration = Duration::from_millis(250);
+
+enum Attempt {
+    Done,
+    Retry,
+    GiveUp(String),
+}
+
+impl Array {
+    /// Looks for a leg that is out until it is back.
+    pub(super) fn spawn_return(&self, index: LegIndex, resume: Resume) {
+        let leg = self.leg(index);
+        let attempt = leg.attempts.get() + 1;
+        leg.attempts.set(attempt);
+        let not_before = leg.went_out(self.rt.now(), self.options.penalty);
+        let (me, rt) = (self.me.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            let mut at = not_before;
+            loop {
+                rt.sleep_until(at).await;
+                let Some(array) = me.upgrade() else { return };
+                let leg = array.leg(index);
+                let wanted = leg.attempts.get() == attempt && leg.state() == LegState::Out;
+                if !wanted || array.closed().is_some() {
+                    return;
+                }
+                match array.take_back(leg, resume).await {
+                    Attempt::Done => return,
+                    Attempt::Retry => at = rt.now() + RETRY,
+                    Attempt::GiveUp(text) => {
+                        leg.why.set(Why::Broken);
+                        array.report_leg("leg_failed", leg, text, true);
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn take_back(&self, leg: &Leg, resume: Resume) -> Attempt {
+        let Some(device) = leg.device() else {
+            return Attempt::Retry;
+        };
+        if !mutation::off("raid.readd-fenced") {
+            let fenced = device.submit(Op::Fence, IoCtx::metadata()).await;
+            if fenced.is_err() {
+                return Attempt::Retry;
+            }
+        }
+        let found = match read_superblock(&*device).await {
+            Ok(found) => found,
+            Err(MemberError::Io(_)) => return Attempt::Retry,
+            Err(other) => {
+                return Attempt::GiveUp(format!("{other}; `antler leg replace` fills it"))
+            }
+        };
+        let known = leg.superblock.borrow().as_ref().map(|sb| sb.device);
+        if found.array != self.identity.array || known.is_some_and(|known| known != found.device) {
+            return Attempt::GiveUp("another device came back in its place".into());
+        }
+        let survivor = self.peer(leg.index);
+        // The store chooses what counts before anything is copied (R4).
+        let chosen = self.recovered.get() && !self.stopping.get();
+        let still_out = leg.state() == LegState::Out && chosen;
+        if !still_out || survivor.state() != LegState::InSync {
+            return Attempt::Retry;
+        }
+        match self.rebuild(leg, survivor, resume).await {
+            Ok(()) => Attempt::Done,
+            Err(error) => {
+                if matches!(leg.state(), LegState::Rebuilding | LegState::Joining) {
+                    // The leg itself did nothing wrong: the source failed.
+                    self.fail_leg(leg, Why::Failed, &format!("not rebuilt: {error}"));
+                }
+                // Whoever put it out has begun to look for it again.
+                Attempt::Done
+            }
+        }
+    }
+
+    async fn rebuild(&self, leg: &Leg, survivor: &Leg, resume: Resume) -> Result<(), IoError> {
+        let began = self.rt.now();
+        let by_bitmap = resume == Resume::Bits;
+        leg.window.borrow_mut().clear();
+        leg.restoring.set(false);
+        leg.set_state(LegState::Rebuilding);
+        if let Resume::From(from) = resume {
+            leg.rebuilt_to.set(Some(from));
+            self.note_rebuild(survivor).await?;
+        }
+        self.write_pages(true).await;
+        let todo = self.to_copy(resume);
+        let total = todo
+            .iter()
+            .map(|range| range.end.0 - range.start.0)
+            .sum::<u64>();
+        self.begin_progress("recovery", leg, total);
+        let result = self.copy_all(leg, survivor, todo).await;
+        let copied = self.end_progress();
+        if result.is_ok() {
+            self.join_in(leg, survivor).await?;
+        }
+        let last = LastSync {
+            kind: "recovery",
+            leg: leg.name(),
+            bitmap: by_bitmap,
+            copied_bytes: copied,
+            elapsed: self.rt.now().since(began),
+            done: result.is_ok(),
+        };
+        self.sync.borrow_mut().last = Some(last);
+        if result.is_ok() {
+            self.sync.borrow_mut().full = false;
+            let text = format!("in sync again, {copied} bytes copied");
+            self.report_leg("sync_done", leg, text.clone(), false);
+            self.report_leg("leg_readded", leg, text, false);
+        }
+        result
+    }
+
+    /// Puts on record that the leg is being rebuilt, so that it goes on after a restart and is
+    /// never taken for whole.
+    async fn note_rebuild(&self, survivor: &Leg) -> Result<(), IoError> {
+        let _turn = self.meta_turn.take().await;
+        let events = self.next_events();
+        let out = self.out_mask();
+        self.tell_witness(events, out, false).await;
+        self.write_record(survivor, events, out).await?;
+        self.events.set(events);
+        self.recorded_out.set(out);
+        self.write_superblocks().await
+    }
+
+    fn to_copy(&self, resume: Resume) -> Vec<Range<Sector>> {
+        let from = match resume {
+            Resume::Bits => u64::MAX,
+            Resume::From(from) => from,
+        };
+        let intent = self.intent.borrow();
+        (0..intent.chunk_count())
+            .filter(|&n| intent.is_set(n) || intent.range_of(n).end.0 > from)
+            .map(|n| intent.range_of(n))
+            .collect()
+    }
+
+    async fn copy_all(
+        &self,
+        leg: &Leg,
+        survivor: &Leg,
+        todo: Vec<Range<Sector>>,
+    ) -> Result<(), IoError> {
+        let mut since_note = 0;
+        for chunk in todo {
+            let mut at = chunk.start;
+            while let Some(used) = self.next_used(at, &chunk).await {
+                at = used.end;
+                since_note += used.end.0 - used.start.0;
+                self.copy_range(leg, survivor, used).await?;
+            }
+            self.advance(chunk.end.0 - chunk.start.0);
+            let rebuilt_to = leg.rebuilt_to.get().map(|to| to.max(chunk.end.0));
+            let is_next = leg.rebuilt_to.get().is_some_and(|to| chunk.start.0 <= to);
+            if is_next {
+                leg.rebuilt_to.set(rebuilt_to);
+            }
+            if is_next && since_note >= CHECKPOINT_SECTORS {
+                since_note = 0;
+                self.flush_rebuilding(leg).await;
+                let _turn = self.meta_turn.take().await;
+                self.write_superblock(leg).await?;
+            }
+        }
+        if leg.state() == LegState::Rebuilding {
+            Ok(())
+        } else {
+            Err(IoError::not_applied(Kind::Closed))
+        }
+    }
+
+    fn map(&self) -> Option<Rc<dyn Allocation>> {
+        self.allocation.borrow().as_ref()?.upgrade()
+    }
+
+    /// The first part of `within` from `at` on that must be copied.
+    async fn next_used(&self, at: Sector, within: &Range<Sector>) -> Option<Range<Sector>> {
+        if at >= within.end {
+            return None;
+        }
+        let all = at..within.end;
+        let map = match self.map() {
+            Some(map) if !self.sync.borrow().full => map,
+            _ => return Some(all),
+        };
+        let used = map.next_used(at).await?;
+        let start = used.start.max(at).0 / GRANULE_SECTORS * GRANULE_SECTORS;
+        let end = used
+            .end
+            .0
+            .next_multiple_of(GRANULE_SECTORS)
+            .min(within.end.0);
+        let start = start.max(at.0);
+        (start < end).then_some(Sector(start)..Sector(end))
+    }
+
+    async fn copy_range(
+        &self,
+        leg: &Leg,
+        survivor: &Leg,
+        range: Range<Sector>,
+    ) -> Result<(), IoError> {
+        let mut at = range.start.0;
+        while at < range.end.0 {
+            let busy = self.is_busy();
+            let unit = if busy {
+                UNIT_SECTORS_BUSY
+            } else {
+                UNIT_SECTORS
+            };
+            let end = (at + unit).min(range.end.0);
+            let began = self.rt.now();
+            self.copy_unit(leg, survivor, Sector(at)..Sector(end))
+                .await?;
+            self.count_copied((end - at) * SECTOR_BYTES);
+            at = end;
+            if busy {
+                self.rt.sleep(self.rt.now().since(began)).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_busy(&self) -> bool {
+        let recent = Duration::from_millis(100);
+        let written = self.rt.now().since(self.last_write.get()) < recent;
+        written || !self.tables.borrow().reads.is_empty()
+    }
+
+    async fn copy_unit(
+        &self,
+        leg: &Leg,
+        survivor: &Leg,
+        range: Range<Sector>,
+    ) -> Result<(), IoError> {
+        let _lock = self.lock(range.clone()).await;
+        let source = match self.read_absolute(survivor, &range).await {
+            Ok(data) => data,
+            Err(error) if matches!(error.kind, Kind::Medium { .. }) => {
+                return self.copy_granules(leg, survivor, range).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let verdicts = self.judge(range.start, &source).await;
+        if verdicts.contains(&Verdict::Bad) {
+            return self.copy_granules(leg, survivor, range).await;
+        }
+        self.put(leg, range, source).await
+    }
+
+    /// Granule by granule, under the caller's lock: something in the source is bad. Where the
+    /// target is good it stays, and heals the source.
+    async fn copy_granules(
+        &self,
+        leg: &Leg,
+        survivor: &Leg,
+        range: Range<Sector>,
+    ) -> Result<(), IoError> {
+        for start in (range.start.0..range.end.0).step_by(GRANULE_SECTORS as usize) {
+            let part = Sector(start)..Sector((start + GRANULE_SECTORS).min(range.end.0));
+            let source = match self.read_absolute(survivor, &part).await {
+                Ok(data) => Some(data),
+                Err(error) if matches!(error.kind, Kind::Medium { .. }) => None,
+                Err(error) => return Err(error),
+            };
+            let source_is_bad = match &source {
+                Some(data) => self.judge(part.start, data).await.contains(&Verdict::Bad),
+                None => true,
+            };
+            if source_is_bad {
+                if let Ok(target) = self.read_absolute(leg, &part).await {
+                    if self.judge(part.start, &target).await == [Verdict::Good] {
+                        self.put(survivor, part, target).await?;
+                        survivor.count(|c| c.healed_blocks += 1);
+                        continue;
+                    }
+                }
+            }
+            if let Some(data) = source {
+                self.put(leg, part, data).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn put(&self, leg: &Leg, range: Range<Sector>, data: IoVec) -> Result<(), IoError> {
+        self.changed
+            .until(|| self.has_room(data.len() as u64))
+            .await;
+        self.write_leg(leg.index, range, data, Array::read_ctx())
+            .await
+            .map(|_| ())
+    }
+
+    async fn read_absolute(&self, leg: &Leg, range: &Range<Sector>) -> Result<IoVec, IoError> {
+        let Some(device) = leg.device() else {
+            return Err(IoError::not_applied(Kind::Closed));
+        };
+        let op = Op::Read {
+            at: Sector(leg.places().data.0 + range.start.0),
+            sectors: (range.end.0 - range.start.0) as u32,
+        };
+        device
+            .submit(op, Array::read_ctx())
+            .await
+            .map(Done::into_data)
+    }
+
+    /// What the store says of these bytes; nothing without a map or off its granules.
+    async fn judge(&self, at: Sector, data: &IoVec) -> Vec<Verdict> {
+        let aligned = at.0 % GRANULE_SECTORS == 0 && data.len() % GRANULE_BYTES == 0;
+        match self.map() {
+            Some(map) if aligned => map.judge(at, data.clone()).await,
+            _ => Vec::new(),
+        }
+    }
+
+    /// The leg has everything: from now on its answers count, and both superblocks say so.
+    async fn join_in(&self, leg: &Leg, survivor: &Leg) -> Result<(), IoError> {
+        leg.set_state(LegState::Joining);
+        self.stir();
+        self.changed
+            .until(|| leg.state() != LegState::Joining || !self.owes(leg, true))
+            .await;
+        self.flush_round().await?;
+        self.write_pages(false).await;
+        let turn = self.meta_turn.take().await;
+        if leg.state() != LegState::Joining || survivor.state() != LegState::InSync {
+            return Err(IoError::not_applied(Kind::Closed));
+        }
+        leg.set_state(LegState::InSync);
+        leg.rebuilt_to.set(None);
+        self.refresh_geometry();
+        self.tell_roles();
+        let events = self.next_events();
+        self.events.set(events);
+        self.write_pages(false).await;
+        self.write_bitmap_events(events).await;
+        self.write_superblock(survivor).await?;
+        self.write_superblock(leg).await?;
+        if leg.state() == LegState::InSync && self.events.get() == events {
+            let out = self.recorded_out.get() & !leg.bit();
+            self.tell_witness(events, out, false).await;
+            if self.events_sent.get() == events {
+                self.recorded_out.set(out);
+            }
+        }
+        drop(turn);
+        self.stir();
+        Ok(())
+    }
+
+    /// Equalises what the previous run, or a failed write, left in doubt.
+    pub(super) fn spawn_resync(&self) {
+        let both_in = self.legs.iter().all(|leg| leg.state() == LegState::InSync);
+        if self.raid_disks.get() < 2 {
+            let doubtful = self.intent.borrow().doubtful();
+            doubtful
+                .into_iter()
+                .for_each(|n| self.intent.borrow_mut().trust(n));
+        }
+        let has_work = both_in && self.intent.borrow().is_doubtful();
+        if !has_work || std::mem::replace(&mut self.sync.borrow_mut().resyncing, true) {
+            return;
+        }
+        let me = self.me.clone();
+        self.rt.spawn(async move {
+            let Some(array) = me.upgrade() else { return };
+            array.resync().await;
+            array.sync.borrow_mut().resyncing = false;
+        });
+    }
+
+    async fn resync(&self) {
+        let began = self.rt.now();
+        let doubtful = self.intent.borrow().doubtful();
+        let target = &self.legs[1];
+        let ranges: Vec<_> = {
+            let intent = self.intent.borrow();
+            doubtful.iter().map(|&n| (n, intent.range_of(n))).collect()
+        };
+        let total = ranges
+            .iter()
+            .map(|(_, range)| range.end.0 - range.start.0)
+            .sum();
+        self.begin_progress("resync", target, total);
+        let mut done = true;
+        for (n, range) in ranges {
+            match self.equalise(&range).await {
+                Ok(()) => self.intent.borrow_mut().trust(n),
+                Err(error) => {
+                    tracing::warn!(volume = %self.options.volume, %error, "resync stopped");
+                    done = false;
+                    break;
+                }
+            }
+            self.advance(range.end.0 - range.start.0);
+        }
+        let copied = self.end_progress();
+        let last = LastSync {
+            kind: "resync",
+            leg: target.name(),
+            bitmap: true,
+            copied_bytes: copied,
+            elapsed: self.rt.now().since(began),
+            done,
+        };
+        self.sync.borrow_mut().last = Some(last);
+        if done {
+            self.report_leg(
+                "sync_done",
+                target,
+                format!("resync: {copied} bytes differed"),
+                false,
+            );
+        }
+    }
+
+    async fn equalise(&self, range: &Range<Sector>) -> Result<(), IoError> {
+        // A crash in the middle must find the bits set.
+        self.set_bits(range.clone()).await?;
+        let mut at = range.start.0;
+        while at < range.end.0 {
+            let busy = self.is_busy();
+            let unit = if busy {
+                UNIT_SECTORS_BUSY
+            } else {
+                UNIT_SECTORS
+            };
+            let end = (at + unit).min(range.end.0);
+            let began = self.rt.now();
+            self.equalise_unit(Sector(at)..Sector(end)).await?;
+            at = end;
+            if busy {
+                self.rt.sleep(self.rt.now().since(began)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn equalise_unit(&self, range: Range<Sector>) -> Result<(), IoError> {
+        let _lock = self.lock(range.clone()).await;
+        let [a, b] = &self.legs;
+        if a.state() != LegState::InSync || b.state() != LegState::InSync {
+            return Err(IoError::not_applied(Kind::Closed));
+        }
+        let first = self.readable(a, &range).await?;
+        let second = self.readable(b, &range).await?;
+        match (&first, &second) {
+            (Some(x), Some(y)) if x == y => return Ok(()),
+            (None, None) => return Ok(()),
+            _ => {}
+        }
+        for start in (range.start.0..range.end.0).step_by(GRANULE_SECTORS as usize) {
+            let part = Sector(start)..Sector((start + GRANULE_SECTORS).min(range.end.0));
+            let x = self.readable(a, &part).await?;
+            let y = self.readable(b, &part).await?;
+            if x == y {
+                continue;
+            }
+            let bytes = (part.end.0 - part.start.0) * SECTOR_BYTES;
+            match self.which(part.start, x, y).await {
+                Some((0, data)) => self.put(b, part, data).await?,
+                Some((_, data)) => self.put(a, part, data).await?,
+                None => continue,
+            }
+            self.count_copied(bytes);
+        }
+        Ok(())
+    }
+
+    /// `None` where the medium does not give it.
+    async fn readable(&self, leg: &Leg, range: &Range<Sector>) -> Result<Option<IoVec>, IoError> {
+        match self.read_absolute(leg, range).await {
+            Ok(data) => Ok(Some(data)),
+            Err(error) if matches!(error.kind, Kind::Medium { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whose bytes of a granule win: the good ones; slot 0's where nobody cares.
+    async fn which(&self, at: Sector, x: Option<IoVec>, y: Option<IoVec>) -> Option<(u8, IoVec)> {
+        let (Some(first), Some(second)) = (x.clone(), y.clone()) else {
+            return x.map(|data| (0, data)).or(y.map(|data| (1, data)));
+        };
+        let good = |verdicts: Vec<Verdict>| verdicts == [Verdict::Good];
+        if !good(self.judge(at, &first).await) && good(self.judge(at, &second).await) {
+            return Some((1, second));
+        }
+        Some((0, first))
+    }
+
+    fn begin_progress(&self, kind: &'static str, leg: &Leg, sectors: u64) {
+        self.report_leg(
+            "sync_started",
+            leg,
+            format!("{kind} of {} bytes", sectors * 512),
+            false,
+        );
+        self.sync.borrow_mut().now = Some(SyncSnapshot {
+            kind,
+            leg: leg.name(),
+            done_bytes: 0,
+            total_bytes: sectors * SECTOR_BYTES,
+            copied_bytes: 0,
+            since: self.rt.now(),
+        });
+    }
+
+    fn advance(&self, sectors: u64) {
+        if let Some(now) = &mut self.sync.borrow_mut().now {
+            now.done_bytes += sectors * SECTOR_BYTES;
+        }
+    }
+
+    fn count_copied(&self, bytes: u64) {
+        if let Some(now) = &mut self.sync.borrow_mut().now {
+            now.copied_bytes += bytes;
+        }
+    }
+
+    fn end_progress(&self) -> u64 {
+        self.sync
+            .borrow_mut()
+            .now
+            .take()
+            .map_or(0, |now| now.copied_bytes)
+    }
+}

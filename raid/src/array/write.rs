@@ -1,0 +1,745 @@
+//! Writes: held until they may go, sent to every leg that takes them with the same frozen pages,
+//! acknowledged when every required leg has answered or has been recorded out.
+
+use super::{token, Array, Leg, LegState, Why};
+use crate::window::Content;
+use blockdev::{
+    completion, mutation, Completion, Done, Durability, Instant, IoCtx, IoError, IoResult, IoVec,
+    Kind, LegIndex, Op, Promise, Refusal, Sector, Seq,
+};
+use std::cell::{Cell, RefCell};
+use std::ops::Range;
+
+/// What is written.
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    Data(IoVec, Durability),
+    Zeroes,
+    Discard,
+}
+
+impl Body {
+    /// Payload bytes that a window will keep.
+    fn window_bytes(&self) -> u64 {
+        match self {
+            Body::Data(data, Durability::Cache) => data.len() as u64,
+            _ => 0,
+        }
+    }
+
+    fn op(&self, at: Sector, sectors: u64) -> Op {
+        match self {
+            Body::Data(data, want) => Op::Write {
+                at,
+                data: data.clone(),
+                want: *want,
+            },
+            Body::Zeroes => Op::WriteZeroes { at, sectors },
+            Body::Discard => Op::Discard { at, sectors },
+        }
+    }
+
+    fn done(&self) -> Done {
+        match self {
+            Body::Data(..) => Done::Written,
+            Body::Zeroes | Body::Discard => Done::Discarded,
+        }
+    }
+}
+
+/// A write that may not go yet.
+pub(super) struct HeldWrite {
+    at: Sector,
+    sectors: u64,
+    body: Body,
+    ctx: IoCtx,
+    promise: Promise,
+}
+
+impl HeldWrite {
+    fn range(&self) -> Range<Sector> {
+        self.at.span(self.sectors)
+    }
+
+    pub(super) fn fail(self, error: IoError) {
+        self.promise.complete(Err(error));
+    }
+}
+
+/// What has become of a write on one leg.
+#[derive(Clone, Debug)]
+enum Outcome {
+    /// Not addressed to it.
+    None,
+    /// Not sent because it is leaving; sent if the decision is reversed.
+    Missed,
+    Pending(Instant),
+    Ok,
+    Failed(IoError),
+    /// The leg went out before it answered.
+    Dropped,
+}
+
+/// Who must answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    /// Every required leg (P1).
+    Mirrored,
+    /// The legs it was addressed to, whatever they are.
+    Direct,
+}
+
+/// A write that was sent.
+pub(super) struct WriteOp {
+    /// Range of the array; `None` for metadata.
+    range: Option<Range<Sector>>,
+    /// Absolute place on each leg.
+    places: [Sector; 2],
+    sectors: u64,
+    body: Body,
+    ctx: IoCtx,
+    rule: Rule,
+    outcomes: [Outcome; 2],
+    promise: Option<Promise>,
+}
+
+impl WriteOp {
+    fn is_pending(&self) -> bool {
+        self.outcomes
+            .iter()
+            .any(|o| matches!(o, Outcome::Pending(_)))
+    }
+
+    pub(super) fn is_acknowledged(&self) -> bool {
+        self.promise.is_none()
+    }
+
+    fn outcome(&mut self, leg: LegIndex) -> &mut Outcome {
+        &mut self.outcomes[usize::from(leg.0)]
+    }
+
+    fn overlaps(&self, range: &Range<Sector>) -> bool {
+        self.range.as_ref().is_some_and(|own| overlap(own, range))
+    }
+}
+
+pub(super) fn overlap(a: &Range<Sector>, b: &Range<Sector>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// The latest write to each granule, folded into a table: never says "no" wrongly.
+pub(super) struct Recent {
+    table: RefCell<Vec<u64>>,
+    seq: Cell<u64>,
+}
+
+const RECENT_GRANULES: u64 = 1 << 15;
+const GRANULE_SECTORS: u64 = 8;
+
+impl Recent {
+    pub(super) fn new() -> Recent {
+        Recent {
+            table: RefCell::new(vec![0; RECENT_GRANULES as usize]),
+            seq: Cell::new(1),
+        }
+    }
+
+    fn slots(range: &Range<Sector>) -> impl Iterator<Item = usize> {
+        let first = range.start.0 / GRANULE_SECTORS;
+        let end = range
+            .end
+            .0
+            .div_ceil(GRANULE_SECTORS)
+            .min(first + RECENT_GRANULES);
+        (first..end).map(|granule| (granule % RECENT_GRANULES) as usize)
+    }
+
+    fn note(&self, range: &Range<Sector>) {
+        let seq = self.seq.get() + 1;
+        self.seq.set(seq);
+        let mut table = self.table.borrow_mut();
+        Recent::slots(range).for_each(|slot| table[slot] = seq);
+    }
+
+    /// The sequence of the last write submitted.
+    pub(super) fn now(&self) -> u64 {
+        self.seq.get()
+    }
+
+    fn written_since(&self, range: &Range<Sector>, since: Seq) -> bool {
+        let table = self.table.borrow();
+        Recent::slots(range).any(|slot| table[slot] > since.0)
+    }
+}
+
+impl Array {
+    /// A foreground write of `sectors` at `at` of the array.
+    pub(super) fn write(&self, at: Sector, sectors: u64, body: Body, ctx: IoCtx) -> Completion {
+        if !self.geometry.get().accepts(at, sectors) || sectors == 0 {
+            return Completion::refused(Kind::Refused(Refusal::Range));
+        }
+        let (promise, completion) = completion::pair();
+        let write = HeldWrite {
+            at,
+            sectors,
+            body,
+            ctx,
+            promise,
+        };
+        self.writes_seen.note(&write.range());
+        self.last_write.set(self.rt.now());
+        if self.may_go(&write) {
+            self.dispatch(write);
+        } else {
+            self.tables.borrow_mut().held.push_back(write);
+        }
+        completion
+    }
+
+    /// Whether a write may be sent now; starts what it waits for.
+    fn may_go(&self, write: &HeldWrite) -> bool {
+        let range = write.range();
+        let locked = self
+            .tables
+            .borrow()
+            .locks
+            .iter()
+            .any(|lock| overlap(lock, &range));
+        let is_active = self.is_active();
+        let has_bits = self.has_bits(&range) || mutation::off("raid.bit-before-data");
+        let has_room = self.has_room(write.body.window_bytes());
+        let restoring = self
+            .legs
+            .iter()
+            .any(|leg| leg.is_required() && leg.restoring.get());
+        !locked && is_active && has_bits && has_room && !restoring
+    }
+
+    /// Whether every leg's window takes `bytes` more; a flush is begun where not.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        let limit = self.options.window_bytes;
+        let full = |leg: &Leg| {
+            let used = leg.window.borrow().bytes() + leg.reserved_bytes.get();
+            used > 0 && used + bytes > limit && leg.takes_writes() && leg.has_cache()
+        };
+        if limit == 0 || !self.legs.iter().any(full) {
+            return true;
+        }
+        self.flush_for_room();
+        false
+    }
+
+    /// Lets every held write go that may.
+    pub(super) fn pump(&self) {
+        if self.tables.borrow().held.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.tables.borrow_mut().held);
+        let mut still = Vec::new();
+        for write in waiting {
+            match self.closed() {
+                Some(kind) if self.failed.borrow().is_some() => {
+                    write.fail(IoError::not_applied(kind));
+                }
+                _ if self.may_go(&write) => self.dispatch(write),
+                _ => still.push(write),
+            }
+        }
+        let mut tables = self.tables.borrow_mut();
+        for write in still.into_iter().rev() {
+            tables.held.push_front(write);
+        }
+    }
+
+    /// Ends every held write with an error: nothing can let them go.
+    pub(super) fn fail_held(&self, error: &IoError) {
+        let held = std::mem::take(&mut self.tables.borrow_mut().held);
+        held.into_iter().for_each(|write| write.fail(error.clone()));
+    }
+
+    fn dispatch(&self, write: HeldWrite) {
+        let range = write.range();
+        let place = |leg: &Leg| Sector(leg.places().data.0 + range.start.0);
+        self.intent.borrow_mut().begin(&range);
+        let op = WriteOp {
+            places: [place(&self.legs[0]), place(&self.legs[1])],
+            range: Some(range),
+            sectors: write.sectors,
+            body: write.body,
+            ctx: write.ctx,
+            rule: Rule::Mirrored,
+            outcomes: [Outcome::None, Outcome::None],
+            promise: Some(write.promise),
+        };
+        let targets = self.mask(Leg::takes_writes);
+        self.send(op, targets);
+    }
+
+    /// Writes metadata at an absolute place of one leg.
+    pub(super) fn write_direct(
+        &self,
+        leg: LegIndex,
+        at: Sector,
+        data: IoVec,
+        want: Durability,
+    ) -> Completion {
+        let range = at.span(super::sectors_of(&data));
+        self.write_absolute(leg, range, Body::Data(data, want), IoCtx::metadata())
+    }
+
+    /// Writes an absolute range of one leg, which is not looked at as part of the array.
+    pub(super) fn write_absolute(
+        &self,
+        leg: LegIndex,
+        range: Range<Sector>,
+        body: Body,
+        ctx: IoCtx,
+    ) -> Completion {
+        self.write_sized(leg, range, None, body, ctx)
+    }
+
+    /// Writes `range` of the array to one leg.
+    pub(super) fn write_leg(
+        &self,
+        leg: LegIndex,
+        range: Range<Sector>,
+        data: IoVec,
+        ctx: IoCtx,
+    ) -> Completion {
+        let data_at = self.leg(leg).places().data.0;
+        let on_leg = Sector(data_at + range.start.0)..Sector(data_at + range.end.0);
+        let body = Body::Data(data, Durability::Cache);
+        self.write_sized(leg, on_leg, Some(range), body, ctx)
+    }
+
+    fn write_sized(
+        &self,
+        leg: LegIndex,
+        on_leg: Range<Sector>,
+        range: Option<Range<Sector>>,
+        body: Body,
+        ctx: IoCtx,
+    ) -> Completion {
+        let (promise, completion) = completion::pair();
+        if let Some(range) = &range {
+            self.intent.borrow_mut().begin(range);
+        }
+        let op = WriteOp {
+            range,
+            places: [on_leg.start; 2],
+            sectors: on_leg.end.0 - on_leg.start.0,
+            body,
+            ctx,
+            rule: Rule::Direct,
+            outcomes: [Outcome::None, Outcome::None],
+            promise: Some(promise),
+        };
+        self.send(op, self.leg(leg).bit());
+        completion
+    }
+
+    /// Writes the same metadata to every leg that takes writes.
+    pub(super) fn write_everywhere(&self, places: [Sector; 2], data: IoVec) -> Completion {
+        let (promise, completion) = completion::pair();
+        let op = WriteOp {
+            range: None,
+            places,
+            sectors: super::sectors_of(&data),
+            body: Body::Data(data, Durability::Fua),
+            ctx: IoCtx::metadata(),
+            rule: Rule::Mirrored,
+            outcomes: [Outcome::None, Outcome::None],
+            promise: Some(promise),
+        };
+        self.send(op, self.mask(Leg::takes_writes));
+        completion
+    }
+
+    fn send(&self, mut op: WriteOp, targets: u8) {
+        let now = self.rt.now();
+        for leg in &self.legs {
+            if targets & leg.bit() != 0 {
+                *op.outcome(leg.index) = Outcome::Pending(now);
+            } else if op.rule == Rule::Mirrored && leg.state() == LegState::Leaving {
+                *op.outcome(leg.index) = Outcome::Missed;
+            }
+        }
+        let (body, places, sectors, ctx) = (op.body.clone(), op.places, op.sectors, op.ctx);
+        let id = {
+            let mut tables = self.tables.borrow_mut();
+            tables.next_id += 1;
+            let id = tables.next_id;
+            tables.writes.insert(id, op);
+            id
+        };
+        for leg in self.legs.iter().filter(|leg| targets & leg.bit() != 0) {
+            let at = places[usize::from(leg.index.0)];
+            self.submit_to(leg, id, body.op(at, sectors), body.window_bytes(), ctx);
+        }
+        self.arm_tick(now + self.options.late_after);
+        if targets == 0 {
+            self.settle(id);
+        }
+    }
+
+    fn submit_to(&self, leg: &Leg, id: u64, op: Op, bytes: u64, ctx: IoCtx) {
+        leg.reserved_bytes.set(leg.reserved_bytes.get() + bytes);
+        let completion = match leg.device() {
+            Some(device) => device.submit(op, ctx),
+            None => Completion::refused(Kind::Closed),
+        };
+        completion.join(self.weak_joiner(), token(id, leg.index, 0));
+    }
+
+    pub(super) fn write_answered(&self, id: u64, index: LegIndex, result: IoResult) {
+        let leg = self.leg(index);
+        let failed = {
+            let mut tables = self.tables.borrow_mut();
+            let Some(op) = tables.writes.get_mut(&id) else {
+                return;
+            };
+            if !matches!(op.outcome(index), Outcome::Pending(_)) {
+                return; // the leg went out meanwhile: its answer says nothing any more
+            }
+            let bytes = op.body.window_bytes();
+            leg.reserved_bytes
+                .set(leg.reserved_bytes.get().saturating_sub(bytes));
+            match result {
+                Ok(_) => {
+                    *op.outcome(index) = Outcome::Ok;
+                    let op = &*op;
+                    leg.count(|c| c.write_bytes += op.sectors * blockdev::SECTOR_BYTES);
+                    self.keep(leg, op);
+                    None
+                }
+                Err(error) => {
+                    let kind = error.kind.clone();
+                    *op.outcome(index) = Outcome::Failed(error);
+                    Some(kind)
+                }
+            }
+        };
+        match failed {
+            None | Some(Kind::NoSpace) => {}
+            Some(kind) => {
+                let why = match kind {
+                    Kind::Medium { .. } | Kind::Refused(_) => Why::Broken,
+                    Kind::Late => Why::Late,
+                    _ => Why::Failed,
+                };
+                self.fail_leg(leg, why, &kind.to_string());
+            }
+        }
+        self.settle(id);
+    }
+
+    /// Puts an answered write into the leg's window (R11).
+    fn keep(&self, leg: &Leg, op: &WriteOp) {
+        if self.options.window_bytes == 0 || !leg.has_cache() {
+            return;
+        }
+        let at = op.places[usize::from(leg.index.0)];
+        let range = at.span(op.sectors);
+        let mut window = leg.window.borrow_mut();
+        match &op.body {
+            Body::Data(data, Durability::Cache) => {
+                window.insert(range, Content::Data(data.clone()))
+            }
+            Body::Zeroes => window.insert(range, Content::Zeros),
+            Body::Data(_, Durability::Fua) | Body::Discard => window.remove(range),
+        }
+    }
+
+    /// Acknowledges a write if it is due, and forgets it when no leg owes an answer.
+    fn settle(&self, id: u64) {
+        let (verdict, promise, range, over, lonely) = {
+            let mut tables = self.tables.borrow_mut();
+            let Some(op) = tables.writes.get_mut(&id) else {
+                return;
+            };
+            let verdict = self.verdict(op);
+            let promise = verdict.as_ref().and_then(|_| op.promise.take());
+            let over = op.promise.is_none() && !op.is_pending();
+            let lonely = verdict
+                .is_none()
+                .then(|| self.lacks_space_alone(op))
+                .flatten();
+            let range = op.range.clone();
+            if over {
+                tables.writes.remove(&id);
+            }
+            (verdict, promise, range, over, lonely)
+        };
+        if let Some(leg) = lonely {
+            self.fail_leg(
+                self.leg(leg),
+                Why::Late,
+                "out of space while the other leg has some",
+            );
+        }
+        if let Some(range) = &range {
+            let mut intent = self.intent.borrow_mut();
+            if over {
+                intent.end(range);
+            }
+            if matches!(verdict, Some(Err(_))) {
+                // It may be on one leg and not on the other.
+                intent.doubt(range);
+            }
+        }
+        if let (Some(result), Some(promise)) = (verdict, promise) {
+            promise.complete(result);
+        }
+        if over {
+            self.pump();
+            self.changed.notify();
+        }
+    }
+
+    /// `Some` when the write is to be answered upward.
+    fn verdict(&self, op: &WriteOp) -> Option<IoResult> {
+        if op.promise.is_none() {
+            return Some(Ok(op.body.done()));
+        }
+        let (mut good, mut waits) = (false, false);
+        let (mut error, mut failed, mut space) = (None, 0, 0);
+        for leg in &self.legs {
+            let counts = op.rule == Rule::Direct || leg.is_required();
+            match &op.outcomes[usize::from(leg.index.0)] {
+                Outcome::None | Outcome::Dropped => {}
+                Outcome::Ok if op.rule == Rule::Mirrored && counts && leg.restoring.get() => {
+                    waits = true;
+                }
+                Outcome::Ok => good |= counts,
+                Outcome::Missed => waits |= counts && leg.why.get().is_soft(),
+                Outcome::Pending(_) => waits |= counts,
+                Outcome::Failed(e) if counts => {
+                    failed += 1;
+                    space += u32::from(e.kind == Kind::NoSpace);
+                    error = Some(e.clone());
+                }
+                Outcome::Failed(e) => error = error.or(Some(e.clone())),
+            }
+        }
+        let mirrored = op.rule == Rule::Mirrored;
+        if mirrored && good && mutation::off("raid.ack-all-legs") {
+            return Some(Ok(op.body.done()));
+        }
+        if waits {
+            return None;
+        }
+        let hard = self.legs.iter().any(|leg| {
+            mirrored
+                && leg.state() == LegState::Leaving
+                && !matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
+        });
+        let fatal = mirrored
+            && self.legs.iter().any(|leg| {
+                let outcome = &op.outcomes[usize::from(leg.index.0)];
+                let failed = matches!(outcome, Outcome::Failed(_));
+                let alone = self.peer(leg.index).state() != LegState::Leaving && self.is_last(leg);
+                failed && leg.state() == LegState::InSync && alone
+            });
+        match (good && !fatal, failed) {
+            // A required leg failed and the other has it: not before the record.
+            (true, 0) if !hard => Some(Ok(op.body.done())),
+            (true, _) => None,
+            (false, n) if n > 0 && space == n && mirrored => {
+                Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::NoSpace))))
+            }
+            (false, _) => Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::Closed)))),
+        }
+    }
+
+    /// The leg that alone is out of space, once every other has answered.
+    fn lacks_space_alone(&self, op: &WriteOp) -> Option<LegIndex> {
+        let space = |leg: &&Leg| {
+            let outcome = &op.outcomes[usize::from(leg.index.0)];
+            matches!(outcome, Outcome::Failed(e) if e.kind == Kind::NoSpace)
+        };
+        let others_ok = |leg: &Leg| {
+            let other = self.peer(leg.index);
+            matches!(op.outcomes[usize::from(other.index.0)], Outcome::Ok) && other.is_required()
+        };
+        self.legs
+            .iter()
+            .find(|leg| space(leg) && others_ok(leg))
+            .map(|leg| leg.index)
+    }
+
+    /// Looks again at every write: a leg's state changed.
+    pub(super) fn settle_all(&self) {
+        let ids: Vec<u64> = self.tables.borrow().writes.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.settle(id));
+    }
+
+    /// The leg is out: what it owes is owed no more.
+    pub(super) fn drop_pending(&self, leg: &Leg) {
+        for op in self.tables.borrow_mut().writes.values_mut() {
+            let outcome = op.outcome(leg.index);
+            if matches!(outcome, Outcome::Pending(_) | Outcome::Missed) {
+                *outcome = Outcome::Dropped;
+            }
+        }
+        leg.reserved_bytes.set(0);
+    }
+
+    /// The decision to leave was reversed: the leg gets what it missed.
+    pub(super) fn send_missed(&self, leg: &Leg) {
+        let now = self.rt.now();
+        let mut missed = Vec::new();
+        for (&id, op) in &mut self.tables.borrow_mut().writes {
+            if matches!(op.outcome(leg.index), Outcome::Missed) {
+                *op.outcome(leg.index) = Outcome::Pending(now);
+                let at = op.places[usize::from(leg.index.0)];
+                missed.push((
+                    id,
+                    op.body.op(at, op.sectors),
+                    op.body.window_bytes(),
+                    op.ctx,
+                ));
+            }
+        }
+        for (id, op, bytes, ctx) in missed {
+            self.submit_to(leg, id, op, bytes, ctx);
+        }
+        self.arm_tick(now + self.options.late_after);
+    }
+
+    /// When the oldest write that `leg` owes was sent.
+    pub(super) fn oldest_pending(&self, leg: &Leg) -> Option<Instant> {
+        let tables = self.tables.borrow();
+        tables
+            .writes
+            .values()
+            .filter_map(|op| match op.outcomes[usize::from(leg.index.0)] {
+                Outcome::Pending(since) => Some(since),
+                _ => None,
+            })
+            .min()
+    }
+
+    /// Our own event loop stood still for `by`: nobody is blamed for it.
+    pub(super) fn excuse_writes(&self, by: std::time::Duration) {
+        for op in self.tables.borrow_mut().writes.values_mut() {
+            for outcome in &mut op.outcomes {
+                if let Outcome::Pending(since) = outcome {
+                    *since = *since + by;
+                }
+            }
+        }
+    }
+
+    /// Whether a write of the array is under way in `range`, on any leg.
+    pub(super) fn writing_in(&self, range: &Range<Sector>) -> bool {
+        self.tables
+            .borrow()
+            .writes
+            .values()
+            .any(|op| op.overlaps(range))
+    }
+
+    /// Whether `leg` owes answers: to anything, or only to what was acknowledged without it.
+    pub(super) fn owes(&self, leg: &Leg, acknowledged_only: bool) -> bool {
+        let at = usize::from(leg.index.0);
+        self.tables.borrow().writes.values().any(|op| {
+            matches!(op.outcomes[at], Outcome::Pending(_))
+                && (!acknowledged_only || op.is_acknowledged())
+        })
+    }
+
+    /// Whether anything at all is written or waits to be.
+    pub(super) fn is_writing(&self) -> bool {
+        let tables = self.tables.borrow();
+        !tables.held.is_empty() || tables.writes.values().any(|op| op.range.is_some())
+    }
+
+    /// Keeps foreground writes out of `range` until the guard is dropped; those under way end
+    /// first.
+    pub(super) async fn lock(&self, range: Range<Sector>) -> RegionLock<'_> {
+        let free = || {
+            !self
+                .tables
+                .borrow()
+                .locks
+                .iter()
+                .any(|lock| overlap(lock, &range))
+        };
+        self.changed.until(free).await;
+        self.tables.borrow_mut().locks.push(range.clone());
+        let lock = RegionLock {
+            array: self,
+            range: range.clone(),
+        };
+        self.changed.until(|| !self.writing_in(&range)).await;
+        lock
+    }
+
+    /// See [`blockdev::Mirror::rewrite`].
+    pub(super) fn rewrite_leg(
+        &self,
+        leg: LegIndex,
+        at: Sector,
+        good: IoVec,
+        since: Seq,
+        ctx: IoCtx,
+    ) -> Completion {
+        let sectors = super::sectors_of(&good);
+        if !self.geometry.get().accepts(at, sectors) {
+            return Completion::refused(Kind::Refused(Refusal::Range));
+        }
+        let (promise, completion) = completion::pair();
+        let me = self.me.clone();
+        self.rt.spawn(async move {
+            let Some(array) = me.upgrade() else { return };
+            let result = array.heal(leg, at.span(sectors), good, since, ctx).await;
+            promise.complete(result);
+        });
+        completion
+    }
+
+    async fn heal(
+        &self,
+        leg: LegIndex,
+        range: Range<Sector>,
+        good: IoVec,
+        since: Seq,
+        ctx: IoCtx,
+    ) -> IoResult {
+        self.set_bits(range.clone()).await?;
+        let _lock = self.lock(range.clone()).await;
+        if self.writes_seen.written_since(&range, since) {
+            return Ok(Done::Written);
+        }
+        if self.leg(leg).state() != LegState::InSync {
+            return Err(IoError::not_applied(Kind::Closed));
+        }
+        self.changed
+            .until(|| self.has_room(good.len() as u64))
+            .await;
+        let blocks = (good.len() as u64).div_ceil(4096);
+        let result = self.write_leg(leg, range, good, ctx).await;
+        if result.is_ok() {
+            self.leg(leg).count(|c| c.healed_blocks += blocks);
+        }
+        result
+    }
+}
+
+/// See [`Array::lock`].
+pub(super) struct RegionLock<'a> {
+    array: &'a Array,
+    range: Range<Sector>,
+}
+
+impl Drop for RegionLock<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.array.tables.borrow_mut();
+        if let Some(at) = tables.locks.iter().position(|lock| *lock == self.range) {
+            tables.locks.swap_remove(at);
+        }
+        drop(tables);
+        self.array.pump();
+        self.array.changed.notify();
+    }
+}

@@ -1,0 +1,277 @@
+//! From devices to a running array: read the members, ask the witness, decide, begin.
+//!
+//! Nothing is written here; claims ([`Array::begin_claiming`]) and the fence (`Op::Fence`, asked
+//! for by the store) come before the first write. A device that is blank, foreign or cannot be
+//! read counts as a missing leg, and is never filled without a command.
+
+use crate::array::{Array, Identity, LegStart, LegState, Options, Resume, Start};
+use crate::decide::{decide, decide_single, Choice, Decision, Role, View};
+use crate::probe::{Member, MemberError};
+use crate::superblock::SuperblockError;
+use crate::uuid::Uuid;
+use crate::witness::{Witness, WitnessError, WitnessRecord};
+use blockdev::rt::Wall;
+use blockdev::{BlockDevice, IoError, Pool, Rt};
+use std::rc::Rc;
+use thiserror::Error;
+
+/// A configured leg.
+#[derive(Clone)]
+pub struct LegInput {
+    /// Name of its device.
+    pub name: String,
+    /// The device, if it is there.
+    pub device: Option<Rc<dyn BlockDevice>>,
+}
+
+/// Why an array does not run.
+#[derive(Debug, Error)]
+pub enum AssembleError {
+    /// Not one or two legs configured.
+    #[error("a volume has one or two legs, not {0}")]
+    Legs(usize),
+    /// No leg is a member; the text says what each is.
+    #[error("no leg of the volume was found: {0}")]
+    Nothing(String),
+    /// A leg cannot be used and would have to be.
+    #[error("{device}: {error}")]
+    Member {
+        /// Name of its device.
+        device: String,
+        /// Why not.
+        error: MemberError,
+    },
+    /// The legs belong to two arrays.
+    #[error("{0} and {1} are legs of different arrays")]
+    Mixed(String, String),
+    /// Another leg, or a word of an operator, is needed.
+    #[error("{0}")]
+    Waiting(String),
+    /// Each leg went on without the other.
+    #[error("{0}; `antler leg add VOLUME DEVICE --force` chooses the loser")]
+    Diverged(String),
+    /// Another node owns it.
+    #[error(
+        "{device} is claimed by node {node} ({initiator_name}); `antler volume claim` takes it"
+    )]
+    Claimed {
+        /// Name of the device.
+        device: String,
+        /// The owner.
+        node: Uuid,
+        /// Its initiator name.
+        initiator_name: String,
+        /// When it last said so.
+        time: Wall,
+    },
+    /// The witness cannot be read.
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
+    /// A device failed.
+    #[error(transparent)]
+    Io(#[from] IoError),
+}
+
+/// What was found of an array, before anything runs.
+#[derive(Debug)]
+pub struct Survey {
+    /// By slot: name of the device and what it says.
+    pub members: [Option<(String, Member)>; 2],
+    /// Configured legs that are no members, and why.
+    pub others: Vec<(String, String)>,
+    /// What the witness knows.
+    pub witness: Option<WitnessRecord>,
+    /// How the array would begin.
+    pub decision: Decision,
+    /// Slots of the array, 1 or 2.
+    pub raid_disks: u8,
+}
+
+/// Looks at the legs of a volume. Writes nothing; also the offline view of `volume info`.
+pub async fn survey(
+    legs: &[LegInput],
+    witness: &dyn Witness,
+    alone: bool,
+) -> Result<Survey, AssembleError> {
+    if !(1..=2).contains(&legs.len()) {
+        return Err(AssembleError::Legs(legs.len()));
+    }
+    let mut found: Vec<(String, Member)> = Vec::new();
+    let mut others = Vec::new();
+    let mut unusable = None;
+    for leg in legs {
+        let Some(device) = &leg.device else {
+            others.push((leg.name.clone(), "not there".to_owned()));
+            continue;
+        };
+        match Member::read(&**device).await {
+            Ok(member) => found.push((leg.name.clone(), member)),
+            Err(error) => {
+                others.push((leg.name.clone(), error.to_string()));
+                let blank = MemberError::Superblock(SuperblockError::Absent);
+                if error != blank && !matches!(error, MemberError::Io(_)) {
+                    let device = leg.name.clone();
+                    unusable = Some(AssembleError::Member { device, error });
+                }
+            }
+        }
+    }
+    if let [(first, a), (second, b)] = &found[..] {
+        if a.superblock.array != b.superblock.array {
+            return Err(AssembleError::Mixed(first.clone(), second.clone()));
+        }
+    }
+    let Some((_, newest)) = found.iter().max_by_key(|(_, member)| member.verdict().0) else {
+        let texts: Vec<String> = others
+            .iter()
+            .map(|(n, why)| format!("{n}: {why}"))
+            .collect();
+        return Err(unusable.unwrap_or_else(|| AssembleError::Nothing(texts.join("; "))));
+    };
+    let raid_disks = newest.superblock.raid_disks as u8;
+    let record = witness.read(newest.superblock.array).await?;
+    let mut members = [None, None];
+    found.sort_by_key(|(_, member)| std::cmp::Reverse(member.verdict().0));
+    for (name, member) in found {
+        match member
+            .superblock
+            .slot()
+            .and_then(|slot| members.get_mut(usize::from(slot)))
+        {
+            Some(place @ None) => *place = Some((name, member)),
+            _ => others.push((name, "no slot in the array".to_owned())),
+        }
+    }
+    let view = |slot: usize| members[slot].as_ref().map(|(_, member)| View::of(member));
+    let decision = match (raid_disks, view(0)) {
+        (1, Some(only)) => decide_single(only),
+        _ => decide([view(0), view(1)], record, alone),
+    };
+    Ok(Survey {
+        members,
+        others,
+        witness: record,
+        decision,
+        raid_disks,
+    })
+}
+
+/// Reads, decides, and begins. `alone`: an operator said that one leg may serve without the
+/// other. The array takes no write before the store has sent its first one, and copies nothing
+/// before [`blockdev::Mirror::recovered`].
+pub async fn assemble(
+    rt: Rt,
+    pool: Pool,
+    witness: Rc<dyn Witness>,
+    options: Options,
+    legs: Vec<LegInput>,
+    alone: bool,
+) -> Result<Rc<Array>, AssembleError> {
+    let survey = survey(&legs, &*witness, alone).await?;
+    if let Some(owner) = &options.owner {
+        for (device, member) in survey.members.iter().flatten() {
+            if let Some(claim) = member.claim.as_ref().filter(|c| c.owner.node != owner.node) {
+                return Err(AssembleError::Claimed {
+                    device: device.clone(),
+                    node: claim.owner.node,
+                    initiator_name: claim.owner.initiator_name.clone(),
+                    time: claim.time,
+                });
+            }
+        }
+    }
+    let choice = match survey.decision.clone() {
+        Decision::Run(choice) => choice,
+        Decision::Wait(text) => return Err(AssembleError::Waiting(text)),
+        Decision::Diverged(text) => return Err(AssembleError::Diverged(text)),
+    };
+    let start = begin(survey, choice, &legs);
+    Ok(Array::start(rt, pool, witness, options, start))
+}
+
+fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
+    let in_sync = |slot: usize| choice.roles[slot] == Role::InSync;
+    let source = if in_sync(0) { 0 } else { 1 };
+    let Some((_, model)) = &survey.members[source] else {
+        unreachable!("a leg that was decided upon was read");
+    };
+    let out = (0..survey.raid_disks)
+        .filter(|&slot| !in_sync(usize::from(slot)))
+        .fold(0, |mask, slot| mask | 1 << slot);
+    let keep_bits = choice.unclean || out != 0;
+    let chunks = model.bits.len() as u64;
+    let trusted: Vec<&Member> = (0..2)
+        .filter(|&slot| in_sync(slot))
+        .filter_map(|slot| survey.members[slot].as_ref().map(|(_, member)| member))
+        .collect();
+    let dirty = (0..chunks)
+        .map(|n| keep_bits && trusted.iter().any(|member| member.is_dirty(n)))
+        .collect();
+    let sb = &model.superblock;
+    let identity = Identity {
+        array: sb.array,
+        name: sb.name,
+        ctime: sb.ctime,
+        size: sb.size,
+        chunk_bytes: model.bitmap.chunk_bytes,
+    };
+    let all = || survey.members.iter().flatten().map(|(_, member)| member);
+    let records = all().filter_map(|m| m.record.as_ref()).map(|r| r.counter);
+    let claims = all().filter_map(|m| m.claim.as_ref()).map(|c| c.counter);
+    let flushed = survey
+        .witness
+        .is_some_and(|w| w.flushed && w.events == choice.events);
+    // Bits are complete for legs at least as new as what every leg in sync says.
+    let cleared = trusted.iter().map(|m| m.bitmap.events_cleared).max();
+    let mut nameless = legs.iter().filter(|leg| {
+        !survey
+            .members
+            .iter()
+            .flatten()
+            .any(|(name, _)| *name == leg.name)
+    });
+    let mut leg_start = |slot: usize| match &survey.members[slot] {
+        Some((name, member)) => {
+            let device = legs.iter().find(|leg| leg.name == *name);
+            LegStart {
+                name: name.clone(),
+                device: device.and_then(|leg| leg.device.clone()),
+                state: if in_sync(slot) {
+                    LegState::InSync
+                } else {
+                    LegState::Out
+                },
+                superblock: Some(member.superblock.clone()),
+                places: member.places,
+                resume: match choice.roles[slot] {
+                    Role::TooOld => Resume::From(0),
+                    Role::Partly(to) => Resume::From(to),
+                    Role::InSync | Role::Stale | Role::Absent => Resume::Bits,
+                },
+            }
+        }
+        None => LegStart {
+            name: nameless
+                .next()
+                .map_or_else(String::new, |leg| leg.name.clone()),
+            device: None,
+            state: LegState::Absent,
+            superblock: None,
+            places: model.places,
+            resume: Resume::Bits,
+        },
+    };
+    Start {
+        legs: [leg_start(0), leg_start(1)],
+        identity,
+        raid_disks: survey.raid_disks,
+        events: choice.events,
+        recorded_out: if choice.must_record { 0 } else { out },
+        record_counter: records.max().unwrap_or(0),
+        claim_counter: claims.max().unwrap_or(0),
+        events_cleared: cleared.unwrap_or(0),
+        dirty,
+        unclean: choice.unclean,
+        witness_flushed: flushed,
+    }
+}

@@ -25,16 +25,7 @@ fn chains_reach_both(site: &mut Site) {
     std::fs::create_dir(mount.path().join(shapes::FOLDER)).unwrap();
     mount.set_goal(2, shapes::FOLDER);
     let corpus = shapes::write_every_shape(mount);
-    for name in [
-        "two-chunks",
-        "rewritten",
-        "cut",
-        "snap-written",
-        "snap-cut",
-        "mapped",
-    ] {
-        wait_equal_copies(mount, &format!("shapes/{name}"), &[CHUNK_NODE, STOCK_NODE]);
-    }
+    wait_equal_copies(mount, shapes::FOLDER, &[CHUNK_NODE, STOCK_NODE]);
     mount.remount();
     corpus.verify();
 
@@ -76,18 +67,7 @@ fn each_replicates_from_the_other(site: &mut Site) {
 
     let mount = site.mounted();
     mount.set_goal(2, "replicated");
-    for name in [
-        "from-ours",
-        "from-ours-sparse",
-        "from-stock",
-        "from-stock-sparse",
-    ] {
-        wait_equal_copies(
-            mount,
-            &format!("replicated/{name}"),
-            &[CHUNK_NODE, STOCK_NODE],
-        );
-    }
+    wait_equal_copies(mount, "replicated", &[CHUNK_NODE, STOCK_NODE]);
     site.stock.as_mut().unwrap().kill();
     site.master.wait_chunkservers(1, MINUTE);
     site.mounted().remount();
@@ -96,25 +76,32 @@ fn each_replicates_from_the_other(site: &mut Site) {
     site.master.wait_chunkservers(2, MINUTE);
 }
 
-/// A chain through both breaks at either end while an application writes.
+/// A chain through both loses one server while an application writes; the other goes on alone, and
+/// the one that returns gets what it missed. (One fault at a time: with goal 2, the copy that missed
+/// writes is of no use until it was replicated again.)
 fn one_alone_carries_a_load(site: &mut Site) {
     let folder = site.mounted().path().join("loaded");
     std::fs::create_dir(&folder).unwrap();
     site.mounted().set_goal(2, "loaded");
-    let load = Load::start(&folder.join("file"), 21);
+
+    let load = Load::start(&folder.join("without-stock"), 21);
     load.progress(5, MINUTE);
     site.stock.as_mut().unwrap().kill();
     load.progress(5, 2 * MINUTE);
+    let first = load.finish();
     site.stock.as_mut().unwrap().restart();
     site.master.wait_chunkservers(2, MINUTE);
-    load.progress(5, 2 * MINUTE);
+
+    let load = Load::start(&folder.join("without-ours"), 22);
+    load.progress(5, MINUTE);
     site.antler.kill();
     load.progress(5, 2 * MINUTE);
+    let second = load.finish();
     site.antler.serve();
     site.master.wait_chunkservers(2, MINUTE);
-    load.progress(5, 2 * MINUTE);
-    let acknowledged = load.finish();
-    wait_equal_copies(site.mounted(), "loaded/file", &[CHUNK_NODE, STOCK_NODE]);
+
+    wait_equal_copies(site.mounted(), "loaded", &[CHUNK_NODE, STOCK_NODE]);
     site.mounted().remount();
-    acknowledged.verify();
+    first.verify();
+    second.verify();
 }

@@ -8,11 +8,14 @@ use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{channel, RecvTimeoutError, Sender};
 use std::time::Duration;
+
+use nix::sys::signal::Signal;
 
 use crate::clock::wait_until;
 use crate::command::{run, tail, Finished};
-use crate::daemon::Daemon;
+use crate::daemon::{signal, Daemon};
 use crate::net::Place;
 use crate::scratch::{is_mounted, unmount_below, Scratch};
 
@@ -129,7 +132,8 @@ impl Master {
 
     /// The chunkservers connected now, as the lines of `mfscli -SCS`.
     pub fn chunkservers(&self) -> Vec<String> {
-        // Columns: title, address, port, id, labels, version, ...; "-" as version means gone.
+        // Columns: title, address, port, id, labels, version, load, maintenance, chunks, used bytes,
+        // total bytes, ...; "-" as version means gone.
         self.cli(&["-SCS"])
             .lines()
             .filter(|line| {
@@ -140,12 +144,18 @@ impl Master {
             .collect()
     }
 
-    /// Waits until `count` chunkservers are connected.
+    /// Waits until exactly `count` chunkservers are connected and have told how much space they have:
+    /// before that (stock ones scan their disk first) the master puts no chunk on them.
     pub fn wait_chunkservers(&self, count: usize, limit: Duration) {
         wait_until(
             &format!("{count} chunkservers at the master"),
             limit,
-            || self.chunkservers().len() == count,
+            || {
+                let servers = self.chunkservers();
+                let told =
+                    |line: &String| line.split('|').nth(10).is_some_and(|total| total != "0");
+                servers.len() == count && servers.iter().all(told)
+            },
         );
     }
 
@@ -233,6 +243,26 @@ pub struct Mount {
     point: PathBuf,
     master: Ipv4Addr,
     daemon: Option<Daemon>,
+    /// Dropped when the mount ends, which ends the watch.
+    watch: Option<Sender<()>>,
+}
+
+/// How long one mount may last. A file operation waits for a lost chunk for ever and cannot be
+/// interrupted; the client's death ends it with an error, and the test with a message.
+const MOUNT_LIMIT: Duration = Duration::from_secs(900);
+
+fn watch(pid: u32) -> Sender<()> {
+    let (ended, mount_ended) = channel();
+    std::thread::spawn(move || {
+        if mount_ended.recv_timeout(MOUNT_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            eprintln!(
+                "the mount is {} s old: killing mfsmount {pid}",
+                MOUNT_LIMIT.as_secs()
+            );
+            signal(pid, Signal::SIGKILL);
+        }
+    });
+    ended
 }
 
 impl Mount {
@@ -247,6 +277,7 @@ impl Mount {
             point,
             master: master.address(),
             daemon: None,
+            watch: None,
         };
         mount.mount();
         mount
@@ -277,12 +308,14 @@ impl Mount {
             daemon.assert_running();
             is_mounted(&self.point)
         });
+        self.watch = Some(watch(daemon.pid()));
     }
 
     /// Unmounts and waits until the client has ended.
     pub fn unmount(&mut self) {
         let mut command = Place::host().command("umount");
         run(command.arg(&self.point), Duration::from_secs(60)).success();
+        self.watch = None;
         if let Some(mut daemon) = self.daemon.take() {
             wait_until("mfsmount to end", Duration::from_secs(20), || {
                 daemon.ended().is_some()
@@ -314,9 +347,16 @@ impl Mount {
         self.tool("mfsmakesnapshot", &[from, to]).success();
     }
 
-    /// The copies of a file, chunk by chunk, as `mfsfileinfo -c` reads them from the servers.
+    /// The copies of a file, or of each file in a folder, chunk by chunk, as `mfsfileinfo -c` reads
+    /// them from the servers.
     pub fn copies(&self, name: &str) -> Vec<ChunkCopies> {
-        parse_copies(&self.tool("mfsfileinfo", &["-c", name]).success())
+        let mut command = self.command("mfsfileinfo");
+        command.arg("-c");
+        match fs::read_dir(self.point.join(name)) {
+            Ok(folder) => command.args(folder.flatten().map(|entry| entry.path())),
+            Err(_) => command.arg(name),
+        };
+        parse_copies(&run(&mut command, Duration::from_secs(60)).success())
     }
 }
 
@@ -340,15 +380,14 @@ fn parse_copies(text: &str) -> Vec<ChunkCopies> {
     let mut chunks: Vec<ChunkCopies> = Vec::new();
     for line in text.lines().map(str::trim) {
         if let Some(rest) = line.strip_prefix("chunk ") {
-            let chunk = rest
-                .split_whitespace()
-                .nth(1)
-                .unwrap_or_default()
-                .to_owned();
-            chunks.push(ChunkCopies {
-                chunk,
-                copies: Vec::new(),
-            });
+            let chunk = rest.split_whitespace().nth(1).unwrap_or_default();
+            // A hole as long as a chunk: nothing is stored.
+            if chunk != "empty" {
+                chunks.push(ChunkCopies {
+                    chunk: chunk.to_owned(),
+                    copies: Vec::new(),
+                });
+            }
         } else if let Some(rest) = line.strip_prefix("copy ") {
             let address = rest
                 .split_whitespace()
@@ -371,7 +410,7 @@ mod tests {
 
     #[test]
     fn copies_are_read_from_mfsfileinfo() {
-        let text = "x:\n\tchunk 0: 0000000000000001_00000002 / (id:1 ver:2)\n\
+        let text = "x:\n\tchunk 0: empty\n\tchunk 1: 0000000000000001_00000002 / (id:1 ver:2)\n\
                     \t\tcopy 1: 10.194.0.12:9422 (status:VALID ; blocks: 96 ; checksum digest: F1B5)\n\
                     \t\tcopy 2: 10.194.0.11:9422 (status:VALID)\n";
         let chunks = parse_copies(text);

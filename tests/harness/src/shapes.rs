@@ -128,7 +128,7 @@ fn direct_and_mapped(mount: &Mount, corpus: &mut Corpus) {
     corpus.written("mapped", granule.repeat(len / 4096));
 }
 
-/// Waits until every chunk of `name` has copies on exactly the servers `addresses`, with equal,
+/// Waits until every chunk of `name`, a file or a folder of files, has copies on exactly the servers `addresses`, with equal,
 /// known checksums.
 pub fn wait_equal_copies(mount: &Mount, name: &str, addresses: &[std::net::Ipv4Addr]) {
     let mut last = Vec::new();

@@ -628,7 +628,7 @@ down() {
         while [ -d "/proc/$pid" ] && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
     done
     set -e
-    say "Removed: processes, mount, namespaces and $DIR."
+    say "Nothing of it is left: no process, mount, namespace or directory."
 }
 
 case $COMMAND in

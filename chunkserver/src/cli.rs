@@ -45,7 +45,7 @@ pub enum Command {
     Check,
     /// Ask iSCSI portals which targets they have (SendTargets)
     Discover {
-        /// Address of a portal, with or without a port: 10.3.1.1, 10.3.1.1:3260, [fd00::1]:3260
+        /// Address of a portal, with or without a port: 10.3.1.1, 10.3.1.1:3260 (IPv6 in brackets)
         #[arg(required = true, value_parser = portal, value_name = "PORTAL")]
         portals: Vec<HostPort>,
     },
@@ -98,7 +98,7 @@ pub enum Command {
 pub enum DeviceCommand {
     /// Log in on every path and show what the unit says of itself
     Info {
-        /// Name of the [[device]]
+        /// Name of the device
         name: String,
     },
 }
@@ -106,7 +106,7 @@ pub enum DeviceCommand {
 /// `antler volume …`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// Format the devices of a [[volume]]
+    /// Format the devices of a volume
     Create {
         /// Name of the volume
         name: String,
@@ -455,7 +455,7 @@ pub struct BenchDevice {
     /// The load
     #[command(flatten)]
     pub load: Load,
-    /// Name of the [[device]]
+    /// Name of the device
     pub name: String,
     /// Yes, overwrite what is there (for modes that write)
     #[arg(long)]

@@ -223,9 +223,10 @@ impl Plane {
         }
         let age = now.saturating_sub(published);
         if age > STALE_AFTER && status.state != NodeState::Starting {
-            status.master.last_error.get_or_insert_with(|| {
-                format!("the data plane has said nothing for {} s", age.as_secs())
-            });
+            status.note = Some(format!(
+                "the data plane has said nothing for {} s: what stands here is old",
+                age.as_secs()
+            ));
         }
         status
     }
@@ -389,7 +390,16 @@ mod tests {
             (status.latencies[0].p50_us, status.latencies[0].p99_us),
             (128, 128)
         );
-        assert_eq!(status.uptime_s, 29.0);
+        assert_eq!((status.uptime_s, &status.note), (29.0, &None));
+        ms.store(60_000, Ordering::Relaxed);
+        assert_eq!(plane.status().note, None, "it is still starting");
+        snapshot.status.state = NodeState::Serving;
+        port.publish(snapshot);
+        ms.store(66_000, Ordering::Relaxed);
+        assert!(plane
+            .status()
+            .note
+            .is_some_and(|n| n.contains("nothing for 6 s")));
     }
 
     #[test]

@@ -565,6 +565,9 @@ pub struct Status {
     pub latencies: Vec<Latency>,
     /// Newest last.
     pub events: Vec<Event>,
+    /// What is wrong with the node as a whole.
+    #[serde(default)]
+    pub note: Option<String>,
 }
 
 impl Status {
@@ -591,6 +594,7 @@ impl Status {
             rates: Rates::default(),
             latencies: Vec::new(),
             events: Vec::new(),
+            note: None,
         }
     }
 

@@ -72,7 +72,7 @@ fn check_prints_every_value_with_its_origin() {
         "{lines:#?}"
     );
     assert!(
-        shown("chunkserver.master_host", "[\"10.0.0.1\"]", "antler.toml:2"),
+        shown("chunkserver.master_host", "\"10.0.0.1\"", "antler.toml:2"),
         "{lines:#?}"
     );
     assert!(
@@ -170,4 +170,83 @@ fn without_a_daemon_the_socket_is_named() {
         assert!(out.stdout.is_empty());
     }
     assert!(site.config().exists());
+}
+
+/// A free port of 127.0.0.1; taken by nobody else as long as nobody asks for it by number.
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+/// A running `antler serve`, killed if the test ends early.
+struct Served(std::process::Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn serve_answers_reloads_and_stops() {
+    let config = format!(
+        "[chunkserver]\nmaster_host = \"127.0.0.1:{}\"\ncsserv_listen_host = \"127.0.0.1\"\n\
+         csserv_listen_port = {}\ndata_path = \"data\"\ncache_size = \"1MiB\"\nmemory_limit = \"64MiB\"\n\
+         nice_level = 0\ndisable_oom_killer = 0\n\
+         [admin]\nsocket = \"admin.sock\"\nhttp = \"127.0.0.1:{}\"\n",
+        free_port(),
+        free_port(),
+        free_port()
+    );
+    let site = Site::new("serve", &config);
+    let manager = std::os::unix::net::UnixDatagram::bind(site.dir.join("notify")).unwrap();
+    let child = Command::new(env!("CARGO_BIN_EXE_antler"))
+        .args(["-c", "antler.toml", "serve"])
+        .current_dir(&site.dir)
+        .env("NOTIFY_SOCKET", site.dir.join("notify"))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut served = Served(child);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(served.0.id()).unwrap());
+    // Polls until the command says what is wanted; a test that waits for ever is stopped by its runner.
+    let until = |args: &[&str], wanted: &dyn Fn(&str) -> bool| {
+        for _ in 0..600 {
+            let out = site.antler(args);
+            if out.status.code() == Some(0) && wanted(text(&out.stdout)) {
+                return text(&out.stdout).to_owned();
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("{args:?} never said it");
+    };
+    let status = until(&["status", "--json"], &|_| true);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["pid"], served.0.id());
+    until(&["status"], &|page| page.starts_with("antler "));
+
+    std::fs::write(
+        site.config(),
+        config.replace("[admin]", "labels = \"B\"\n[admin]"),
+    )
+    .unwrap();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
+    until(&["status", "--json"], &|json| {
+        json.contains("config_reloaded") && json.contains("changed: chunkserver.labels")
+    });
+
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert_eq!(served.0.wait().unwrap().code(), Some(0));
+    assert!(!site.dir.join("admin.sock").exists());
+    let mut told = Vec::new();
+    let mut buffer = [0; 256];
+    manager.set_nonblocking(true).unwrap();
+    while let Ok(n) = manager.recv(&mut buffer) {
+        told.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
+    }
+    assert!(told.iter().any(|t| t == "STOPPING=1"), "{told:?}");
 }

@@ -122,8 +122,9 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
     ] {
         b.show(section, keys);
     }
-    let volumes = b.volumes(&s.volumes, &s.devices);
+    let (volumes, volume_settings) = b.volumes(&s.volumes, &s.devices);
     let devices = b.devices(&s, &volumes);
+    b.settings.extend(volume_settings);
     if !initiator_given
         && devices
             .iter()
@@ -451,8 +452,13 @@ impl Builder<'_> {
         secret
     }
 
-    /// Volumes, with every name they use checked.
-    fn volumes(&mut self, sections: &[Section], devices: &[Section]) -> Vec<Volume> {
+    /// Volumes, with every name they use checked, and their settings (shown after those of the devices).
+    fn volumes(
+        &mut self,
+        sections: &[Section],
+        devices: &[Section],
+    ) -> (Vec<Volume>, Vec<Setting>) {
+        let mut settings = Vec::new();
         let device_names: Vec<&str> = devices.iter().filter_map(name_of).collect();
         let mut used: BTreeMap<String, String> = BTreeMap::new();
         let mut volumes: Vec<Volume> = Vec::new();
@@ -505,7 +511,7 @@ impl Builder<'_> {
                 "removing" => VolumeState::Removing,
                 _ => VolumeState::Active,
             };
-            self.settings.extend(full.settings(schema::VOLUME));
+            settings.extend(full.settings(schema::VOLUME));
             volumes.push(Volume {
                 name,
                 legs,
@@ -528,7 +534,7 @@ impl Builder<'_> {
                 text: "there is no [[volume]]: nothing will be served".to_owned(),
             });
         }
-        volumes
+        (volumes, settings)
     }
 
     fn devices(&mut self, s: &Sections, volumes: &[Volume]) -> Vec<Device> {
@@ -588,8 +594,10 @@ impl Builder<'_> {
                 }
             }
             self.settings.extend(full.settings(schema::DEVICE));
-            self.show(section, schema::ISCSI);
-            self.show(section, schema::MULTIPATH);
+            let own = with_multipaths(s, section, &name);
+            self.show(&own, schema::ISCSI);
+            self.show(&own, schema::MULTIPATH);
+            self.show_retry(&own, &s.multipath, &kind);
             devices.push(Device {
                 name,
                 kind,
@@ -649,29 +657,11 @@ impl Builder<'_> {
                 "size: only for a local file; a unit has the size it has",
             ));
         }
-        let named = s.multipaths.iter().find(|m| {
-            m.some_text("wwid")
-                .is_some_and(|w| section.some_text("wwid") == Some(w))
-                || m.some_text("name").is_some_and(|n| n == name)
-        });
         // High to low: the device's own keys, its multipaths section, [multipath] with the rest beneath.
-        let own = match named {
-            Some(m) => section.over(m),
-            None => section.clone(),
-        };
+        let own = with_multipaths(s, section, name);
         let iscsi = self.iscsi(&own.over(&s.iscsi));
         let mut full = own.over(&s.multipath);
-        // The section of the device has a no_path_retry of its own only if somebody wrote one.
         let multipath = multipath(&mut full, single, &mut self.errors);
-        self.settings.push(Setting {
-            key: format!("{}.no_path_retry", section.name),
-            value: match multipath.no_path_retry {
-                NoPathRetry::Fail => Value::Text("fail".to_owned()),
-                NoPathRetry::Queue => Value::Text("queue".to_owned()),
-                NoPathRetry::Times(n) => Value::Int(i64::from(n)),
-            },
-            origin: full.origin("no_path_retry"),
-        });
         DeviceKind::Iscsi(Box::new(IscsiDevice {
             portals,
             target: section.some_text("target").unwrap_or_default(),
@@ -679,6 +669,25 @@ impl Builder<'_> {
             iscsi,
             multipath,
         }))
+    }
+
+    /// A device's no_path_retry depends on its place in a volume, so it is shown even where nobody set it.
+    fn show_retry(&mut self, own: &Section, multipath: &Section, kind: &DeviceKind) {
+        let DeviceKind::Iscsi(device) = kind else {
+            return;
+        };
+        if own.get("no_path_retry").is_some() {
+            return;
+        }
+        self.settings.push(Setting {
+            key: format!("{}.no_path_retry", own.name),
+            value: match device.multipath.no_path_retry {
+                NoPathRetry::Fail => Value::Text("fail".to_owned()),
+                NoPathRetry::Queue => Value::Text("queue".to_owned()),
+                NoPathRetry::Times(n) => Value::Int(i64::from(n)),
+            },
+            origin: multipath.origin("no_path_retry"),
+        });
     }
 
     fn portals(&mut self, section: &Section, name: &str) -> Vec<Portal> {
@@ -725,6 +734,16 @@ impl Builder<'_> {
         }
         portals
     }
+}
+
+/// A device's own keys over those of its section in multipath.conf, which is found by WWID or alias.
+fn with_multipaths(s: &Sections, section: &Section, name: &str) -> Section {
+    let named = s.multipaths.iter().find(|m| {
+        m.some_text("wwid")
+            .is_some_and(|w| section.some_text("wwid") == Some(w))
+            || m.some_text("name").is_some_and(|n| n == name)
+    });
+    named.map_or_else(|| section.clone(), |m| section.over(m))
 }
 
 fn takes_effect(keys: &'static [schema::Key], setting: &str) -> bool {

@@ -1,6 +1,6 @@
 //! Configuration: one TOML file becomes a valid, typed [`Config`], or a list of everything wrong with it.
 //!
-//! Text → [`raw`] tree with lines → [`section`]s judged key by key against the [`schema`] → [`Config`]. Each
+//! Text → `raw` tree with lines → `section`s judged key by key against the `schema` → [`Config`]. Each
 //! effective value keeps its origin, so that `antler check` can say where it came from. MooseFS' and
 //! multipath-tools' own files may be named and are read with the meaning they have there. Unknown keys are
 //! errors; all errors are reported, not only the first. No secret is ever printed.

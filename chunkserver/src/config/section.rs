@@ -144,7 +144,7 @@ impl Section {
         found
     }
 
-    /// All values in the order of the schema, `effective` ones only or also those without effect when set.
+    /// All values in the order of the schema.
     pub(crate) fn settings(&self, keys: &'static [Key]) -> Vec<Setting> {
         keys.iter()
             .filter_map(|key| {
@@ -230,7 +230,8 @@ impl Section {
     pub(crate) fn list(&self, key: &str) -> Vec<Value> {
         match self.get(key) {
             Some(Value::List(items)) => items.clone(),
-            _ => Vec::new(),
+            Some(one) => vec![one.clone()],
+            None => Vec::new(),
         }
     }
 

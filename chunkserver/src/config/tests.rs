@@ -105,6 +105,16 @@ fn the_typical_site() {
 #[test]
 fn defaults() {
     let c = config("");
+    let shown = |key: &str| {
+        c.settings
+            .iter()
+            .find(|s| s.key == key)
+            .map(|s| s.value.to_string())
+    };
+    assert_eq!(
+        shown("chunkserver.master_host").as_deref(),
+        Some("\"mfsmaster\"")
+    );
     assert_eq!(c.chunkserver.cache_bytes, 4 << 30);
     assert_eq!(c.chunkserver.memory_bytes, (4 << 30) + (256 << 20));
     assert_eq!(c.chunkserver.durability, Durability::Flush);
@@ -492,6 +502,7 @@ fn check_shows_every_value_and_its_origin() {
     is("multipath.recheck_wwid", "\"no\"", "antler.toml:12");
     is("device.sto1.header_digest", "\"crc32c\"", "antler.toml:19");
     is("device.sto1.no_path_retry", "5", "antler.toml:11");
+    is("chunkserver.hdd_min_test_interval", "\"1d\"", "default");
     is("volume.vol1.state", "\"active\"", "default");
     let json = serde_json::to_value(loaded.report()).unwrap();
     assert_eq!(json["ok"], true);

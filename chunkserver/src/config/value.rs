@@ -172,7 +172,8 @@ impl Kind {
                     let read: Result<Vec<Value>, String> = items.iter().map(|i| one.read(i)).collect();
                     read.map(Value::List)
                 }
-                single => one.read(single).map(|v| Value::List(vec![v])),
+                // Printed as it was written: alone.
+                single => one.read(single),
             },
             Kind::Syntax(accept) => match word {
                 Some(w) => accept(w).map(|()| Value::Text(w.to_owned())),
@@ -354,10 +355,13 @@ pub fn parse_span(text: &str, plain: bool) -> Option<Duration> {
     Some(total)
 }
 
-/// The shortest exact form down to a microsecond: `5s`, `250ms`, `1500us`.
+/// The shortest exact form down to a microsecond: `7d`, `5s`, `250ms`, `1500us`.
 pub fn show_span(span: Duration) -> String {
+    const DAY_US: u128 = 86_400_000_000;
     let us = span.as_micros();
-    if us % 1_000_000 == 0 {
+    if us > 0 && us % DAY_US == 0 {
+        format!("{}d", us / DAY_US)
+    } else if us % 1_000_000 == 0 {
         format!("{}s", us / 1_000_000)
     } else if us % 1_000 == 0 {
         format!("{}ms", us / 1_000)

@@ -335,6 +335,131 @@ mod tests {
     }
 
     #[test]
+    fn a_device_and_its_paths() {
+        let path = |portal: &str, state, error: Option<&str>| ProbedPath {
+            portal: portal.to_owned(),
+            target: "iqn.2024-12.a:b".to_owned(),
+            lun: 1,
+            state,
+            error: error.map(str::to_owned),
+            tpgt: Some(1),
+            isid: "0x80a1b2c3d4e5".to_owned(),
+            login_ms: error.is_none().then_some(2.1),
+            header_digest: error.is_none().then(|| "none".to_owned()),
+            data_digest: error.is_none().then(|| "none".to_owned()),
+        };
+        let info = DeviceInfo {
+            name: "sto1".to_owned(),
+            kind: DeviceKind::Iscsi,
+            wwid: Some("36001".to_owned()),
+            vendor: Some("IET".to_owned()),
+            product: Some("VIRTUAL-DISK".to_owned()),
+            revision: Some("0001".to_owned()),
+            serial: None,
+            size_bytes: Some(1 << 30),
+            block_bytes: Some(512),
+            physical_block_bytes: Some(4096),
+            write_cache: Some(true),
+            fua: Some(true),
+            unmap: Some(false),
+            alua: Some("none".to_owned()),
+            fence: Some(crate::model::FenceGrade::Proven),
+            paths: vec![
+                path("10.3.1.1:3260", ProbeState::Ready, None),
+                path(
+                    "10.3.1.2:3260",
+                    ProbeState::Unreachable,
+                    Some("no answer within 5 s"),
+                ),
+            ],
+        };
+        let text = device(&info);
+        for line in [
+            "product         IET VIRTUAL-DISK 0001",
+            "size            1.0 GiB (1073741824 bytes)",
+            "blocks          512 logical, 4096 physical",
+            "serial          -",
+            "PORTAL         STATE        TPGT  ISID             LOGIN  HEADER DIGEST  DATA DIGEST  TARGET           LUN  ERROR",
+            "10.3.1.1:3260  ready           1  0x80a1b2c3d4e5  2.1 ms  none           none         iqn.2024-12.a:b  1    -",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        assert!(text.contains("no answer within 5 s"));
+    }
+
+    #[test]
+    fn findings_and_figures() {
+        let check = VolumeCheck {
+            name: "vol1".to_owned(),
+            result: CheckResult::Repaired,
+            chunks: 12,
+            blocks_checked: 3,
+            problems: vec![VolumeProblem {
+                kind: "checksum".to_owned(),
+                chunk: Some("0000000000000001".to_owned()),
+                version: Some(1),
+                block: Some(3),
+                leg: Some("sto1".to_owned()),
+                repaired: true,
+                text: "granule 5 differs".to_owned(),
+            }],
+        };
+        assert_eq!(
+            volume_check(&check).lines().last(),
+            Some("volume vol1: repaired; 12 chunks, 3 blocks of data checked, 1 problems")
+        );
+        let held = Quarantine {
+            chunks: vec![QuarantinedChunk {
+                volume: "vol1".to_owned(),
+                chunk: "0000000000000001".to_owned(),
+                version: 1,
+                deleted: "2026-01-01T00:00:00.000Z".to_owned(),
+                hold: Hold::Hard,
+                bytes: 65_536,
+                purge_after: None,
+            }],
+        };
+        let text = quarantine(&held);
+        assert!(
+            text.contains("0000000000000001:1") && text.contains("command only"),
+            "{text}"
+        );
+        let text = bench(&BenchReport {
+            bench: "iscsi".to_owned(),
+            rw: "randread".to_owned(),
+            bs_bytes: 4096,
+            iodepth: 16,
+            sessions: 1,
+            elapsed_s: 10.002,
+            ios: 123_456,
+            bytes: 505_675_776,
+            errors: 0,
+            verify_errors: 0,
+            iops: 12_343.1,
+            bytes_per_s: 50_557_337,
+            lat_us: LatencyUs {
+                p50: 75,
+                max: 1200,
+                ..LatencyUs::default()
+            },
+            cpu_s: CpuSeconds {
+                user: 1.2,
+                system: 2.3,
+            },
+            header_digest: Some("none".to_owned()),
+            data_digest: Some("crc32c".to_owned()),
+        });
+        assert!(
+            text.contains("123456 I/Os, 12343 a second, 48 MiB/s; 0 errors, 0 wrong"),
+            "{text}"
+        );
+        assert!(
+            text.contains("half 75 µs") && text.contains("data crc32c"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn volume_info_is_volume_list_and_three_fields() {
         let mut v = VolumeInfo {
             name: "vol1".to_owned(),

@@ -18,6 +18,9 @@ pub fn page(s: &Status) -> String {
         span(s.uptime_s),
         s.listen
     );
+    if let Some(note) = &s.note {
+        let _ = writeln!(text, "{}", clean(note));
+    }
     master(&mut text, s);
     volumes(&mut text, s);
     arrays(&mut text, s);

@@ -1,0 +1,3 @@
+//! What the simulations and interop tests of the whole stack share.
+
+pub mod sim;

@@ -1,0 +1,7 @@
+//! A whole site in one thread: storage nodes, networks and hosts under a virtual clock.
+
+pub mod blocks;
+pub mod net;
+pub mod site;
+pub mod target;
+pub mod unit;

@@ -211,13 +211,17 @@ impl Antler {
     }
 
     /// Runs a command with `--json` that must succeed, and parses what it prints.
+    #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
         let mut with_json = args.to_vec();
         with_json.push("--json");
         let finished = self.run(&with_json);
         let line = finished.line.clone();
         let text = finished.success();
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("`{line}` printed {text:?}: {e}"))
+        match serde_json::from_str(&text) {
+            Ok(value) => value,
+            Err(e) => panic!("`{line}` printed {text:?}: {e}"),
+        }
     }
 
     /// Formats a volume.

@@ -107,13 +107,19 @@ impl Intent {
         pages
     }
 
-    /// A write is sent.
+    /// A write is sent to legs in sync: its bits come first.
     pub(super) fn begin(&mut self, range: &Range<Sector>) {
         let chunks = self.covering(range);
         assert!(
             self.is_on_disk(&chunks) || mutation::off("raid.bit-before-data"),
             "data ran ahead of the bitmap"
         );
+        self.begin_copy(range);
+    }
+
+    /// A write is sent to a leg whose content does not count yet: it needs no bit.
+    pub(super) fn begin_copy(&mut self, range: &Range<Sector>) {
+        let chunks = self.covering(range);
         for chunk in self.of(chunks) {
             chunk.in_flight += 1;
             chunk.flags |= TOUCHED;
@@ -374,6 +380,11 @@ impl Array {
 
     /// One round of clearing. At a stop what is idle is cleared at once.
     pub(super) async fn clear_bits(&self, at_stop: bool) {
+        if !self.may_clear() {
+            return;
+        }
+        // Bits found at start come onto every leg before they are counted as there.
+        self.write_pages(false).await;
         let quiet = {
             let mut intent = self.intent.borrow_mut();
             if at_stop {
@@ -381,7 +392,7 @@ impl Array {
             }
             intent.quiet()
         };
-        if quiet.is_empty() || !self.may_clear() {
+        if quiet.is_empty() {
             return;
         }
         if !mutation::off("raid.flush-before-clear") && self.flush_round().await.is_err() {

@@ -234,9 +234,7 @@ impl Array {
                 }
                 if rt.now() >= bits_due {
                     bits_due = rt.now() + array.options.bitmap_sleep;
-                    if array.active.get() {
-                        array.clear_bits(false).await;
-                    }
+                    array.clear_bits(false).await;
                 }
                 let idle = rt.now().since(array.last_write.get()) >= array.options.idle_after;
                 if idle && array.is_settled() {
@@ -253,7 +251,7 @@ impl Array {
         (self.active.get() || !self.witness_flushed.get())
             && !self.activating.get()
             && !self.is_writing()
-            && !self.intent.borrow().is_doubtful()
+            && (self.stopping.get() || !self.intent.borrow().is_doubtful())
             && self.recovered.get()
             && !self
                 .legs
@@ -289,7 +287,8 @@ impl Array {
     }
 
     /// Ends the array cleanly: no new operation is taken, those under way end, everything is
-    /// flushed, superblocks are clean. Bits stay set while a leg is out.
+    /// flushed, superblocks are clean (unless the legs are not equalised yet). Copies stop where
+    /// they are. Bits stay set while a leg is out.
     pub async fn stop(&self) {
         self.stopping.set(true);
         self.changed
@@ -298,13 +297,12 @@ impl Array {
         if self.failed.borrow().is_some() {
             return;
         }
-        if self.active.get() {
-            self.clear_bits(true).await;
-        }
-        if self.is_settled() {
-            self.go_clean().await;
-        } else {
-            let _ = self.flush_round().await;
-        }
+        self.changed
+            .until(|| !self.sync.borrow().is_running())
+            .await;
+        self.clear_bits(true).await;
+        // Without a verdict of the store nothing was written; with a leg in doubt the last
+        // flush is all that can be done.
+        self.go_clean().await;
     }
 }

@@ -63,6 +63,8 @@ pub struct LegSnapshot {
     pub read_errors: u64,
     /// Granules rewritten from the other leg.
     pub healed_blocks: u64,
+    /// Its cache was lost and is being written again.
+    pub restoring: bool,
 }
 
 /// A copy that runs.
@@ -191,6 +193,7 @@ impl Array {
             write_bytes: counters.write_bytes,
             read_errors: counters.read_errors,
             healed_blocks: counters.healed_blocks,
+            restoring: leg.restoring.get(),
         }
     }
 }

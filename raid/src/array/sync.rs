@@ -41,6 +41,12 @@ pub(super) struct Progress {
     resyncing: bool,
 }
 
+impl Progress {
+    pub(super) fn is_running(&self) -> bool {
+        self.now.is_some()
+    }
+}
+
 const UNIT_SECTORS: u64 = 2048;
 const UNIT_SECTORS_BUSY: u64 = 256;
 const GRANULE_SECTORS: u64 = 8;
@@ -145,6 +151,9 @@ impl Array {
             .sum::<u64>();
         self.begin_progress("recovery", leg, total);
         let result = self.copy_all(leg, survivor, todo).await;
+        if result.is_err() && self.stopping.get() && leg.is_on_record_rebuilding() {
+            self.note_progress(leg).await?;
+        }
         let copied = self.end_progress();
         if result.is_ok() {
             self.join_in(leg, survivor).await?;
@@ -214,9 +223,7 @@ impl Array {
             }
             if is_next && since_note >= CHECKPOINT_SECTORS {
                 since_note = 0;
-                self.flush_rebuilding(leg).await;
-                let _turn = self.meta_turn.take().await;
-                self.write_superblock(leg).await?;
+                self.note_progress(leg).await?;
             }
         }
         if leg.state() == LegState::Rebuilding {
@@ -224,6 +231,16 @@ impl Array {
         } else {
             Err(IoError::not_applied(Kind::Closed))
         }
+    }
+
+    /// Makes what was copied durable and says so on the leg.
+    async fn note_progress(&self, leg: &Leg) -> Result<(), IoError> {
+        self.flush_rebuilding(leg).await;
+        let _turn = self.meta_turn.take().await;
+        if leg.is_on_record_rebuilding() {
+            self.write_superblock(leg).await?;
+        }
+        Ok(())
     }
 
     fn map(&self) -> Option<Rc<dyn Allocation>> {
@@ -259,6 +276,7 @@ impl Array {
     ) -> Result<(), IoError> {
         let mut at = range.start.0;
         while at < range.end.0 {
+            self.unless_stopping()?;
             let busy = self.is_busy();
             let unit = if busy {
                 UNIT_SECTORS_BUSY
@@ -276,6 +294,13 @@ impl Array {
             }
         }
         Ok(())
+    }
+
+    fn unless_stopping(&self) -> Result<(), IoError> {
+        match self.closed() {
+            Some(kind) => Err(IoError::not_applied(kind)),
+            None => Ok(()),
+        }
     }
 
     fn is_busy(&self) -> bool {
@@ -478,6 +503,7 @@ impl Array {
         self.set_bits(range.clone()).await?;
         let mut at = range.start.0;
         while at < range.end.0 {
+            self.unless_stopping()?;
             let busy = self.is_busy();
             let unit = if busy {
                 UNIT_SECTORS_BUSY
@@ -577,6 +603,7 @@ impl Array {
     }
 
     fn end_progress(&self) -> u64 {
+        self.changed.notify();
         self.sync
             .borrow_mut()
             .now

@@ -322,7 +322,12 @@ impl Array {
     ) -> Completion {
         let (promise, completion) = completion::pair();
         if let Some(range) = &range {
-            self.intent.borrow_mut().begin(range);
+            let mut intent = self.intent.borrow_mut();
+            if self.leg(leg).is_required() {
+                intent.begin(range);
+            } else {
+                intent.begin_copy(range);
+            }
         }
         let op = WriteOp {
             range,

@@ -1,0 +1,379 @@
+//! Simulated legs with a volatile cache, ghosts and hangs, and a witness in memory.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use blockdev::rt::Rt;
+use blockdev::{
+    completion, BlockDevice, Completion, Done, Durability, Event, Geometry, IoCtx, IoError, IoVec,
+    Kind, LocalFuture, Op, PathCause, Pool, Promise, Refusal, Sector, Seq,
+};
+use raid::witness::{Witness, WitnessError, WitnessRecord};
+use raid::Uuid;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// SplitMix64.
+pub struct Rng(Cell<u64>);
+
+impl Rng {
+    pub fn new(seed: u64) -> Rng {
+        Rng(Cell::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1))
+    }
+
+    pub fn next(&self) -> u64 {
+        let state = self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0.set(state);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    pub fn chance(&self, percent: u64) -> bool {
+        self.below(100) < percent
+    }
+}
+
+type Sectors = BTreeMap<u64, [u8; 512]>;
+
+/// A leg that can lose power, hang, be gone, and deliver late what it was sent before.
+pub struct SimLeg {
+    me: std::rc::Weak<SimLeg>,
+    rt: Rt,
+    pool: Pool,
+    rng: Rng,
+    geometry: Geometry,
+    current: RefCell<Sectors>,
+    durable: RefCell<Sectors>,
+    unflushed: RefCell<Vec<(u64, [u8; 512])>>,
+    queue: RefCell<BTreeMap<u64, (Op, Promise)>>,
+    /// Sent before the hang, still to come.
+    stalled: RefCell<Vec<u64>>,
+    next: Cell<u64>,
+    pub hung: Cell<bool>,
+    pub down: Cell<bool>,
+    pub latency_us: Cell<u64>,
+    pub bad: RefCell<Vec<u64>>,
+    pub full: Cell<bool>,
+    events: RefCell<VecDeque<Event>>,
+    waker: RefCell<Option<Waker>>,
+    pub log: RefCell<Vec<String>>,
+    pub reads: Cell<u64>,
+    pub fences: Cell<u64>,
+}
+
+impl SimLeg {
+    pub fn new(rt: &Rt, pool: &Pool, sectors: u64, seed: u64) -> Rc<SimLeg> {
+        Rc::new_cyclic(|me| SimLeg {
+            me: me.clone(),
+            rt: rt.clone(),
+            pool: pool.clone(),
+            rng: Rng::new(seed),
+            geometry: Geometry::plain(sectors),
+            current: RefCell::default(),
+            durable: RefCell::default(),
+            unflushed: RefCell::default(),
+            queue: RefCell::default(),
+            stalled: RefCell::default(),
+            next: Cell::new(0),
+            hung: Cell::new(false),
+            down: Cell::new(false),
+            latency_us: Cell::new(1000),
+            bad: RefCell::default(),
+            full: Cell::new(false),
+            events: RefCell::default(),
+            waker: RefCell::default(),
+            log: RefCell::default(),
+            reads: Cell::new(0),
+            fences: Cell::new(0),
+        })
+    }
+
+    pub fn peek(&self, sector: u64) -> [u8; 512] {
+        self.current
+            .borrow()
+            .get(&sector)
+            .copied()
+            .unwrap_or([0; 512])
+    }
+
+    pub fn poke(&self, sector: u64, bytes: &[u8; 512]) {
+        self.current.borrow_mut().insert(sector, *bytes);
+        self.durable.borrow_mut().insert(sector, *bytes);
+    }
+
+    pub fn bytes(&self, sector: u64, sectors: u64) -> Vec<u8> {
+        (sector..sector + sectors)
+            .flat_map(|s| self.peek(s))
+            .collect()
+    }
+
+    pub fn blank(&self) {
+        self.current.borrow_mut().clear();
+        self.durable.borrow_mut().clear();
+        self.unflushed.borrow_mut().clear();
+    }
+
+    fn tell(&self, event: Event) {
+        self.events.borrow_mut().push_back(event);
+        let waker = self.waker.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Power goes and comes: of what was not flushed any granules survive. What was under way is
+    /// gone. A living initiator hears of it.
+    pub fn power_cycle(&self, tell: bool) {
+        self.lose_cache();
+        self.end_queue(|_| false);
+        if tell {
+            self.tell(Event::CacheLost);
+        }
+    }
+
+    fn lose_cache(&self) {
+        let unflushed = std::mem::take(&mut *self.unflushed.borrow_mut());
+        let mut durable = self.durable.borrow_mut();
+        let mut fate: BTreeMap<(usize, u64), bool> = BTreeMap::new();
+        let mut last = (0, u64::MAX);
+        for (n, (sector, bytes)) in unflushed.into_iter().enumerate() {
+            // 4 KiB of one write share their fate.
+            if sector / 8 != last.1 || sector % 8 == 0 {
+                last = (n, sector / 8);
+            }
+            if *fate.entry(last).or_insert_with(|| self.rng.chance(40)) {
+                durable.insert(sector, bytes);
+            }
+        }
+        *self.current.borrow_mut() = durable.clone();
+    }
+
+    /// The node died: what was under way arrives or does not.
+    pub fn node_died(&self) {
+        self.end_queue(|leg| leg.rng.chance(50));
+        self.events.borrow_mut().clear();
+        *self.waker.borrow_mut() = None;
+    }
+
+    fn end_queue(&self, arrives: impl Fn(&SimLeg) -> bool) {
+        let queue = std::mem::take(&mut *self.queue.borrow_mut());
+        self.stalled.borrow_mut().clear();
+        for (_, (op, promise)) in queue {
+            if arrives(self) {
+                let _ = self.apply(&op);
+            }
+            promise.complete(Err(IoError::unknown(Kind::Path(PathCause::AllDown))));
+        }
+    }
+
+    pub fn go_down(&self) {
+        self.down.set(true);
+        self.end_queue(|leg| leg.rng.chance(50));
+    }
+
+    pub fn hang(&self) {
+        self.hung.set(true);
+    }
+
+    /// What was sent during the hang arrives now, each at a time of its own.
+    pub fn unhang(&self) {
+        self.hung.set(false);
+        for id in std::mem::take(&mut *self.stalled.borrow_mut()) {
+            self.finish_after(id, Duration::from_millis(self.rng.below(2500)));
+        }
+    }
+
+    fn finish_after(&self, id: u64, after: Duration) {
+        let me = self.me.clone();
+        let rt = self.rt.clone();
+        self.rt.spawn(async move {
+            rt.sleep(after).await;
+            if let Some(leg) = me.upgrade() {
+                leg.finish(id);
+            }
+        });
+    }
+
+    fn finish(&self, id: u64) {
+        if self.hung.get() {
+            self.stalled.borrow_mut().push(id);
+            return;
+        }
+        let entry = self.queue.borrow_mut().remove(&id);
+        let Some((op, promise)) = entry else { return };
+        if matches!(op, Op::Fence) {
+            self.fences.set(self.fences.get() + 1);
+            // Whatever is still to come of earlier writes comes now or never.
+            let earlier: Vec<u64> = self
+                .queue
+                .borrow()
+                .keys()
+                .copied()
+                .filter(|&k| k < id)
+                .collect();
+            for id in earlier {
+                let is_write = matches!(self.queue.borrow()[&id].0, Op::Write { .. });
+                if is_write {
+                    let (op, promise) = self.queue.borrow_mut().remove(&id).expect("listed");
+                    if self.rng.chance(50) {
+                        let _ = self.apply(&op);
+                    }
+                    promise.complete(Err(IoError::unknown(Kind::Late)));
+                }
+            }
+        }
+        promise.complete(self.apply(&op));
+    }
+
+    fn apply(&self, op: &Op) -> Result<Done, IoError> {
+        match op {
+            Op::Read { at, sectors } => {
+                self.reads.set(self.reads.get() + 1);
+                let range = at.0..at.0 + u64::from(*sectors);
+                if let Some(&bad) = self.bad.borrow().iter().find(|s| range.contains(s)) {
+                    let first_bad = Sector(bad);
+                    return Err(IoError::not_applied(Kind::Medium { first_bad }));
+                }
+                let has_content = self.current.borrow().range(range.clone()).next().is_some();
+                let data = if has_content {
+                    self.pool.copy_now(&self.bytes(at.0, u64::from(*sectors)))
+                } else {
+                    IoVec::zeros(*sectors as usize * 512)
+                };
+                Ok(Done::Read(data, Seq(0)))
+            }
+            Op::Write { at, data, want } => {
+                if self.full.get() {
+                    return Err(IoError::not_applied(Kind::NoSpace));
+                }
+                self.log
+                    .borrow_mut()
+                    .push(format!("write {} {}", at.0, data.len() / 512));
+                let bytes = data.to_vec();
+                for (n, sector) in bytes.chunks(512).enumerate() {
+                    let sector: [u8; 512] = sector.try_into().expect("whole sectors");
+                    let at = at.0 + n as u64;
+                    self.bad.borrow_mut().retain(|&bad| bad != at);
+                    if sector == [0; 512] && !self.current.borrow().contains_key(&at) {
+                        continue;
+                    }
+                    self.current.borrow_mut().insert(at, sector);
+                    if *want == Durability::Fua {
+                        self.unflushed.borrow_mut().retain(|(s, _)| *s != at);
+                        self.durable.borrow_mut().insert(at, sector);
+                    } else {
+                        self.unflushed.borrow_mut().push((at, sector));
+                    }
+                }
+                Ok(Done::Written)
+            }
+            Op::Flush => {
+                self.log.borrow_mut().push("flush".into());
+                let unflushed = std::mem::take(&mut *self.unflushed.borrow_mut());
+                self.durable.borrow_mut().extend(unflushed);
+                Ok(Done::Flushed)
+            }
+            Op::Discard { .. } => Ok(Done::Discarded),
+            Op::WriteZeroes { at, sectors } => {
+                for at in at.0..at.0 + sectors {
+                    self.current.borrow_mut().insert(at, [0; 512]);
+                    self.unflushed.borrow_mut().push((at, [0; 512]));
+                }
+                Ok(Done::Discarded)
+            }
+            Op::Fence => Ok(Done::Fenced),
+        }
+    }
+}
+
+impl BlockDevice for SimLeg {
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn submit(&self, op: Op, _ctx: IoCtx) -> Completion {
+        if let Op::Write { at, data, .. } = &op {
+            if !self.geometry.accepts(*at, data.len() as u64 / 512) {
+                return Completion::refused(Kind::Refused(Refusal::Range));
+            }
+        }
+        if self.down.get() {
+            return Completion::refused(Kind::Path(PathCause::AllDown));
+        }
+        if matches!(op, Op::Fence) && self.hung.get() {
+            return Completion::refused(Kind::Refused(Refusal::NoFence("hung".into())));
+        }
+        let (promise, completion) = completion::pair();
+        let id = self.next.get() + 1;
+        self.next.set(id);
+        self.queue.borrow_mut().insert(id, (op, promise));
+        let latency = self.latency_us.get() / 2 + self.rng.below(self.latency_us.get());
+        self.finish_after(id, Duration::from_micros(latency));
+        completion
+    }
+
+    fn tainted(&self, _range: Range<Sector>) -> bool {
+        false
+    }
+
+    fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {
+        match self.events.borrow_mut().pop_front() {
+            Some(event) => Poll::Ready(event),
+            None => {
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// Remembers across crashes; a record takes up to 20 ms to last.
+pub struct SimWitness {
+    pub rt: Rt,
+    pub last: RefCell<Option<WitnessRecord>>,
+    pub log: RefCell<Vec<WitnessRecord>>,
+    pub delay_ms: Cell<u64>,
+}
+
+impl SimWitness {
+    pub fn new(rt: &Rt) -> Rc<SimWitness> {
+        Rc::new(SimWitness {
+            rt: rt.clone(),
+            last: RefCell::default(),
+            log: RefCell::default(),
+            delay_ms: Cell::new(10),
+        })
+    }
+}
+
+/// The witness as arrays take it.
+#[derive(Clone)]
+pub struct Shared(pub Rc<SimWitness>);
+
+impl Witness for Shared {
+    fn record(&self, record: WitnessRecord) -> LocalFuture<Result<(), WitnessError>> {
+        let witness = self.0.clone();
+        Box::pin(async move {
+            let delay = Duration::from_millis(witness.delay_ms.get());
+            witness.rt.sleep(delay).await;
+            *witness.last.borrow_mut() = Some(record);
+            witness.log.borrow_mut().push(record);
+            Ok(())
+        })
+    }
+
+    fn read(&self, array: Uuid) -> LocalFuture<Result<Option<WitnessRecord>, WitnessError>> {
+        let found = *self.0.last.borrow();
+        Box::pin(async move { Ok(found.filter(|r| r.array == array)) })
+    }
+}

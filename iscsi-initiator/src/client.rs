@@ -1,6 +1,6 @@
 //! A session on a link: the thin driver, and the handle by which others use it.
 //!
-//! One task per session runs [`Inner::turn`]: read what is there, hand out what it means, write
+//! One task per session runs turns: read what is there, hand out what it means, write
 //! what is due, look at the clock; in this order, so that what arrived is known before any
 //! deadline is judged. All state lies in the session and in the handle, none in a future, so the
 //! task can be dropped at any time.
@@ -34,6 +34,8 @@ const READS_PER_TURN: usize = 16;
 const NEWS_MAX: usize = 64;
 /// Up to this many commands in flight every answer wakes us at once.
 const COALESCE_ABOVE: usize = 4;
+/// After so many waits in vain something hangs: answers are then taken one by one.
+const FRUITLESS_MAX: u32 = 3;
 /// How long an answer may lie below the receive mark.
 const COALESCE_WITHIN: Duration = Duration::from_micros(100);
 
@@ -112,6 +114,8 @@ struct Inner {
     armed: Cell<Instant>,
     /// When to read although the receive mark is not reached.
     coalesce_until: Cell<Instant>,
+    /// Waits below the mark that ended with nothing to read, since the last byte.
+    fruitless: Cell<u32>,
     late: Cell<Duration>,
 }
 
@@ -161,6 +165,7 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             coalesce_until: Cell::new(Instant::FAR),
+            fruitless: Cell::default(),
             late: Cell::default(),
         });
         let client = Client {
@@ -486,13 +491,19 @@ impl Inner {
             match polled {
                 Poll::Ready(Ok(bytes)) => {
                     self.coalesce_until.set(Instant::FAR);
+                    self.fruitless.set(0);
                     session.received(self.rt.now(), bytes);
                 }
                 Poll::Ready(Err(error)) => {
                     session.close(PathCause::Connection(error.to_string()));
                     return false;
                 }
-                Poll::Pending => return false,
+                Poll::Pending => {
+                    if overdue && round == 0 {
+                        self.fruitless.set(self.fruitless.get() + 1);
+                    }
+                    return false;
+                }
             }
             drop(core);
             self.deliver();
@@ -552,7 +563,7 @@ impl Inner {
         else {
             return;
         };
-        let many = session.in_flight() > COALESCE_ABOVE;
+        let many = session.in_flight() > COALESCE_ABOVE && self.fruitless.get() < FRUITLESS_MAX;
         // Powers of two, so that the mark seldom changes.
         let half = (session.due_bytes() / 2).max(1);
         let mark = if many { 1 << half.ilog2() } else { 1 };

@@ -1,6 +1,6 @@
 //! From a portal to a session: connect, log in, follow redirects, step around known quirks.
 //!
-//! A redirect (status class 1) is followed to a numeric address, at most [`HOPS_MAX`] times; a
+//! A redirect (status class 1) is followed to a numeric address, at most three times; a
 //! permanent one is reported, because it means that the config is stale. tgt takes the registered
 //! number of SHA-256 (7) for SHA-1: a login refused right after CHAP_A=7 is tried once more
 //! without it. Everything happens under one deadline of the caller.

@@ -11,7 +11,7 @@
 //!   an argument.
 //! - [`net`], [`tcp`], [`client`]: a link, and the thin driver that runs a session on it. The clock
 //!   is [`blockdev::Rt`], so the same code runs under a virtual one.
-//! - [`establish`], [`identify`], [`path`], [`discover`], [`bench`]: logins with redirects, what the
+//! - [`establish`], [`identify`], [`path`], [`discover`], [`mod@bench`]: logins with redirects, what the
 //!   unit is, the path that `mpath` uses, SendTargets, the load generator.
 //!
 //! ```no_run

@@ -5,7 +5,7 @@
 //! trickles. A session never repeats a command: each ends once, with the unit's answer or with
 //! what is known about whether it was applied.
 
-use crate::client::{Client, ConnectError, News};
+use crate::client::{Client, ConnectError, Map, News};
 use crate::establish::{Destination, Initiator};
 use crate::identify::{identify, IdentifyError};
 use crate::isid::Role;
@@ -230,7 +230,7 @@ impl IscsiSession {
     }
 
     /// The command as the unit knows it, in its logical blocks, and how to read its answer.
-    fn translate(&self, command: Command) -> Option<(ScsiCommand, fn(Outcome) -> CommandResult)> {
+    fn translate(&self, command: Command) -> Option<(ScsiCommand, Map)> {
         let geometry = self.geometry();
         let block_sectors = u64::from(geometry.logical_block_bytes) / SECTOR_BYTES;
         let in_blocks = |at: Sector, sectors: u64| {

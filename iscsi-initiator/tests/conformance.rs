@@ -285,7 +285,8 @@ fn r2t_honoured_exactly() {
 /// §4.2.5.2, §4.2.5.3
 #[test]
 fn r2t_out_of_bounds_drops_session() {
-    let cases: [(&str, fn(&mut R2t)); 6] = [
+    type Case = (&'static str, fn(&mut R2t));
+    let cases: [Case; 6] = [
         ("expected length", |r2t| r2t.buffer_offset = U32::new(4096)),
         ("expected length", |r2t| {
             r2t.buffer_offset = U32::new(u32::MAX)

@@ -1,6 +1,6 @@
 //! CHAP (RFC 7143 §12.1.3, §9.2.1), one-way and mutual, without sockets.
 //!
-//! [`ChapClient`] answers the pairs of each login response of the security stage: it offers the
+//! The client's side answers the pairs of each login response of the security stage: it offers the
 //! algorithms, answers the target's challenge and, if the target must prove itself too, sends a
 //! challenge of its own and checks the answer. Whatever is missing, not offered, reflected or
 //! wrong ends the login: nothing is negotiated with a peer that failed to authenticate.

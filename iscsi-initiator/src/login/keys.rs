@@ -1,8 +1,8 @@
 //! Operational keys: what we offer, what the target may answer, what results (RFC 7143 §13).
 //!
-//! [`KeyTable`] holds one negotiation. A key is unset, proposed by us, or done; each is negotiated
+//! A table holds one negotiation. A key is unset, proposed by us, or done; each is negotiated
 //! at most once. Every answer is checked against the key's result function, and nothing takes
-//! effect before [`KeyTable::finish`]: a negotiation that breaks changes nothing.
+//! effect before the end of the login: a negotiation that breaks changes nothing.
 
 use crate::text::{parse_number, TextBuilder};
 use thiserror::Error;

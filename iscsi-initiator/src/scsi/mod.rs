@@ -1,6 +1,6 @@
 //! SCSI as far as an initiator needs it: commands, sense and the pages that describe a unit.
 //!
-//! [`cdb`] encodes, [`sense`] and [`unit`] decode. Everything decoded comes from the network:
+//! [`cdb`] encodes, [`sense`] and [`mod@unit`] decode. Everything decoded comes from the network:
 //! lengths are clamped to what arrived, and a page that is too short yields `None`, not a guess.
 //! Sources: SPC-4, SBC-3; the byte tables are repeated beside the code.
 

@@ -1,8 +1,11 @@
 //! Real target daemons for interop tests, on loopback with free ports and state of their own.
 
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
 use blockdev::driver::run_shard;
-use blockdev::path::{LoginAs, LoginError, PathPort};
-use blockdev::{Pool, Rt};
+use blockdev::path::{Command as UnitCommand, LoginAs, LoginError, PathPort, PathSession};
+use blockdev::{Durability, IoCtx, IoVec, Pool, Rt, Sector};
 use iscsi_initiator::establish::Initiator;
 use iscsi_initiator::isid::Role;
 use iscsi_initiator::name::Portal;
@@ -144,6 +147,71 @@ impl Drop for Tgt {
     }
 }
 
+/// A running `istgt` with one target and one disk at LUN 0. Dropping it ends the process.
+pub(crate) struct Istgt {
+    child: Child,
+    pub(crate) port: u16,
+    dir: PathBuf,
+}
+
+impl Istgt {
+    pub(crate) fn start() -> Istgt {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let serial = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("antler-istgt-{}-{serial}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).expect("state directory");
+        let (port, control) = (free_port(), free_port());
+        let file = std::fs::File::create(dir.join("disk")).expect("disk file");
+        file.set_len(LUN_BYTES).expect("disk size");
+        let at = dir.display();
+        let config = format!(
+            "[Global]\n NodeBase \"iqn.2024-12.tp2.b3\"\n PidFile {at}/pid\n AuthFile {at}/auth.conf\n \
+             MediaDirectory {at}\n Timeout 30\n NopInInterval 20\n DiscoveryAuthMethod None\n \
+             MaxSessions 16\n MaxConnections 4\n MaxR2T 32\n MaxOutstandingR2T 16\n \
+             DefaultTime2Wait 2\n DefaultTime2Retain 60\n FirstBurstLength 262144\n \
+             MaxBurstLength 1048576\n MaxRecvDataSegmentLength 262144\n InitialR2T Yes\n \
+             ImmediateData Yes\n DataPDUInOrder Yes\n DataSequenceInOrder Yes\n \
+             ErrorRecoveryLevel 0\n\
+             [UnitControl]\n AuthMethod None\n Portal UC1 127.0.0.1:{control}\n Netmask 127.0.0.1\n\
+             [PortalGroup1]\n Portal DA1 127.0.0.1:{port}\n\
+             [InitiatorGroup1]\n InitiatorName \"ALL\"\n Netmask 127.0.0.0/8\n\
+             [LogicalUnit1]\n TargetName data-chunk1\n Mapping PortalGroup1 InitiatorGroup1\n \
+             AuthMethod None\n UseDigest Auto\n UnitType Disk\n LUN0 Storage {at}/disk Auto\n"
+        );
+        std::fs::write(dir.join("istgt.conf"), config).expect("config");
+        std::fs::write(dir.join("auth.conf"), "").expect("auth file");
+        let child = Command::new("istgt")
+            .args(["-D", "-c"])
+            .arg(dir.join("istgt.conf"))
+            .arg("-p")
+            .arg(dir.join("pid"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("istgt is missing: apt-get install -y istgt");
+        let istgt = Istgt { child, port, dir };
+        let ready = (0..200).any(|_| {
+            std::thread::sleep(Duration::from_millis(25));
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        assert!(ready, "istgt does not listen (is this root?)");
+        istgt
+    }
+
+    pub(crate) fn portal(&self) -> Portal {
+        format!("127.0.0.1:{}", self.port).parse().expect("portal")
+    }
+}
+
+impl Drop for Istgt {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
 /// An initiator over real sockets.
 pub(crate) fn initiator(rt: &Rt) -> Initiator {
     Initiator::new(rt.clone(), Rc::new(TcpNet), Pool::new(64 << 20), INITIATOR)
@@ -181,4 +249,62 @@ where
     T: Future,
 {
     run_shard(main).expect("runtime")
+}
+
+/// Bytes that tell where they belong.
+pub(crate) fn pattern(pool: &Pool, at: Sector, bytes: usize, seed: u64) -> IoVec {
+    let words = (0..bytes / 8).flat_map(|i| {
+        let word = (at.0 * 64 + i as u64) ^ seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        word.to_be_bytes()
+    });
+    pool.copy_now(&words.collect::<Vec<u8>>())
+}
+
+/// Writes and reads back transfers around every limit, several in flight.
+pub(crate) async fn exercise(session: &Rc<IscsiSession>, seed: u64) {
+    let pool = Pool::new(64 << 20);
+    let sizes = [
+        512,
+        4096,
+        8192,
+        8704,
+        65_536,
+        66_048,
+        131_072,
+        262_144,
+        262_656,
+        524_288,
+        1 << 20,
+    ];
+    let mut at = Sector(8);
+    let mut written = Vec::new();
+    let mut pending = Vec::new();
+    for size in sizes {
+        let data = pattern(&pool, at, size, seed);
+        let command = UnitCommand::Write {
+            at,
+            data: data.clone(),
+            want: Durability::Cache,
+        };
+        pending.push(session.submit(command, IoCtx::foreground()).1);
+        written.push((at, data));
+        at = at + (size as u64 / 512 + 3);
+    }
+    for completion in pending {
+        completion.await.expect("write");
+    }
+    let reads: Vec<_> = written
+        .iter()
+        .map(|(at, data)| {
+            let sectors = (data.len() / 512) as u32;
+            session
+                .submit(UnitCommand::Read { at: *at, sectors }, IoCtx::foreground())
+                .1
+        })
+        .collect();
+    for (completion, (at, data)) in reads.into_iter().zip(&written) {
+        let got = completion.await.expect("read").into_data();
+        assert!(got == *data, "{} bytes at {at} differ", data.len());
+        assert!(got.is_page_aligned());
+    }
 }

@@ -1,0 +1,722 @@
+//! The store of one volume: state, and what keeps it going.
+//!
+//! Everything that changes lies in one `RefCell<Core>`, borrowed for one step at a time and never
+//! over an await nor while something is submitted. Operations (`read`, `write`, `ops`) prepare
+//! (load pages, read edges), then change the state and append to the journal in one step; `pump`
+//! submits what the journal has to write; answers come back through [`Joiner`].
+
+use crate::cache::DataCache;
+use crate::core_state::Core;
+use crate::gate::Gate;
+use crate::journal::record::Record;
+use crate::journal::writer::{DataWrite, Io, Undo};
+use crate::layout::{sector, Ptr, UNIT_BYTES};
+use crate::maps::Missing;
+use crate::medium::{Fetched, Medium};
+use crate::options::{Durability, Options};
+use crate::order::Order;
+use crate::replica::Replicas;
+use crate::stats::{Counted, Counters, Stats};
+use crate::streams::Streams;
+use blockdev::{Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt};
+use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// Bytes submitted without a flush before one is begun on our own account.
+const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
+/// How often background work is looked at, and the longest that anything stays unflushed.
+const TICK: Duration = Duration::from_secs(1);
+/// Changed map pages before a checkpoint is begun.
+const DIRTY_MAP_PAGES_MAX: usize = 8192;
+/// Quarantined chunks purged by age in one tick.
+const PURGES_PER_TICK: usize = 64;
+
+/// Whether the store still accepts changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    /// Being opened, or a read-only view.
+    Closed,
+    Running,
+    Stopping,
+    Failed(String),
+}
+
+/// Chunks on a mirrored volume. See the crate.
+pub struct Store {
+    pub(crate) me: Weak<Store>,
+    pub(crate) medium: Medium,
+    pub(crate) rt: Rt,
+    pub(crate) options: Options,
+    pub(crate) core: RefCell<Core>,
+    pub(crate) cache: RefCell<DataCache>,
+    pub(crate) life: RefCell<Life>,
+    pub(crate) order: Order,
+    pub(crate) replicas: RefCell<Replicas>,
+    pub(crate) streams: RefCell<Streams>,
+    /// Frames answered.
+    pub(crate) answered: Gate,
+    /// Frames durable.
+    pub(crate) durable: Gate,
+    /// Checkpoints done since the start.
+    pub(crate) checkpoints: Gate,
+    pub(crate) checkpoints_begun: Cell<u64>,
+    pub(crate) checkpoints_wanted: Cell<u64>,
+    pub(crate) reports: Rc<ReportQueue>,
+    pub(crate) counters: Counters,
+    flush_wanted: Cell<u64>,
+    flushing: Cell<bool>,
+    /// When the oldest answered change that is not durable was answered.
+    unflushed_since: Cell<Option<Instant>>,
+    pumping: Cell<bool>,
+    /// Operations that hold on to loaded pages.
+    pub(crate) holding: Cell<u32>,
+    pub(crate) hard_hold: Cell<bool>,
+    pub(crate) space_low: Cell<bool>,
+}
+
+/// Keeps loaded pages in memory while it lives.
+pub(crate) struct Hold<'a>(&'a Store);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.holding.set(self.0.holding.get() - 1);
+    }
+}
+
+impl Store {
+    pub(crate) fn assemble(
+        mirror: Rc<dyn Mirror>,
+        rt: Rt,
+        pool: Pool,
+        options: Options,
+        core: Core,
+    ) -> Rc<Store> {
+        Rc::new_cyclic(|me| Store {
+            me: me.clone(),
+            cache: RefCell::new(DataCache::new(options.cache_bytes, pool.clone())),
+            medium: Medium { mirror, pool },
+            rt,
+            options,
+            core: RefCell::new(core),
+            life: RefCell::new(Life::Closed),
+            order: Order::default(),
+            replicas: RefCell::default(),
+            streams: RefCell::default(),
+            answered: Gate::default(),
+            durable: Gate::default(),
+            checkpoints: Gate::default(),
+            checkpoints_begun: Cell::new(0),
+            checkpoints_wanted: Cell::new(0),
+            reports: Rc::default(),
+            counters: Counters::default(),
+            flush_wanted: Cell::new(0),
+            flushing: Cell::new(false),
+            unflushed_since: Cell::new(None),
+            pumping: Cell::new(false),
+            holding: Cell::new(0),
+            hard_hold: Cell::new(false),
+            space_low: Cell::new(false),
+        })
+    }
+
+    pub(crate) fn rc(&self) -> Rc<Store> {
+        self.me.upgrade().expect("a method of a store that lives")
+    }
+
+    /// Loaded pages stay while the guard lives.
+    pub(crate) fn hold(&self) -> Hold<'_> {
+        self.holding.set(self.holding.get() + 1);
+        Hold(self)
+    }
+
+    /// Runs an operation up to its first wait now, so that its place in the order is fixed, and
+    /// to its end whether or not somebody waits for it.
+    pub(crate) fn begin<T: 'static>(
+        &self,
+        operation: impl Future<Output = T> + 'static,
+    ) -> Pin<Box<dyn Future<Output = T>>> {
+        let mut operation = Box::pin(operation);
+        let mut cx = Context::from_waker(Waker::noop());
+        match operation.as_mut().poll(&mut cx) {
+            Poll::Ready(result) => Box::pin(std::future::ready(result)),
+            Poll::Pending => {
+                let slot = Rc::new(Outcome {
+                    value: RefCell::new(None),
+                    waker: RefCell::new(None),
+                });
+                let filled = slot.clone();
+                self.rt.spawn(async move {
+                    let value = operation.await;
+                    *filled.value.borrow_mut() = Some(value);
+                    let waker = filled.waker.borrow_mut().take();
+                    waker.into_iter().for_each(Waker::wake);
+                });
+                Box::pin(std::future::poll_fn(move |cx| {
+                    match slot.value.borrow_mut().take() {
+                        Some(value) => Poll::Ready(value),
+                        None => {
+                            *slot.waker.borrow_mut() = Some(cx.waker().clone());
+                            Poll::Pending
+                        }
+                    }
+                }))
+            }
+        }
+    }
+
+    /// Whether changes are accepted.
+    pub(crate) fn writable(&self) -> Result<(), ChunkError> {
+        match &*self.life.borrow() {
+            Life::Running => Ok(()),
+            Life::Closed => Err(ChunkError::NotDone("volume is not open for writing")),
+            Life::Stopping => Err(ChunkError::NotDone("volume is stopping")),
+            Life::Failed(reason) => Err(ChunkError::Io(reason.clone())),
+        }
+    }
+
+    /// Nothing is accepted any more: what was acknowledged is on the disk, what is not never will
+    /// be acknowledged. Reads go on.
+    pub(crate) fn fail(&self, reason: &str) {
+        {
+            let mut life = self.life.borrow_mut();
+            if matches!(*life, Life::Failed(_)) {
+                return;
+            }
+            *life = Life::Failed(reason.into());
+        }
+        tracing::error!(volume = %self.options.name, reason, "volume failed: no more writes");
+        self.answered.fail(reason);
+        self.durable.fail(reason);
+        self.checkpoints.fail(reason);
+        self.reports.push(Report::ErrorOccurred);
+    }
+
+    pub(crate) fn tainted(&self) -> impl Fn(u64, u64) -> bool + '_ {
+        |unit, units| self.medium.tainted(unit, units)
+    }
+
+    /// Reads what is missing.
+    pub(crate) async fn load(&self, missing: Vec<Missing>) -> Result<(), ChunkError> {
+        let ptrs: Vec<Ptr> = {
+            let core = self.core.borrow();
+            let ptr = |m: &Missing| match *m {
+                Missing::Root { ptr, .. } | Missing::Map { ptr, .. } => ptr,
+                Missing::Alloc(index) => core.alloc.tree.leaf(index).ptr,
+            };
+            missing.iter().map(ptr).collect()
+        };
+        let fetched = self.medium.fetch(&ptrs, IoCtx::metadata()).await;
+        for ((what, ptr), fetched) in missing.into_iter().zip(ptrs).zip(fetched) {
+            let page = fetched
+                .good
+                .as_ref()
+                .and_then(|buf| crate::layout::Page::from_bytes(buf));
+            let taken = page.is_some_and(|page| {
+                let mut core = self.core.borrow_mut();
+                let Core {
+                    dir, alloc, maps, ..
+                } = &mut *core;
+                match what {
+                    // It may have been rewritten, even emptied, by a checkpoint meanwhile.
+                    Missing::Alloc(index) if alloc.tree.leaf(index).ptr != ptr => true,
+                    Missing::Alloc(index) => alloc.take_page(index, page),
+                    _ => maps.take(dir, what, page),
+                }
+            });
+            if !taken && self.is_still_missing(what, ptr) {
+                return Err(ChunkError::Io(format!(
+                    "metadata in unit {} is damaged",
+                    ptr.unit
+                )));
+            }
+            if taken && !fetched.bad.is_empty() {
+                self.rc().heal_later(ptr, fetched);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_still_missing(&self, what: Missing, ptr: Ptr) -> bool {
+        let mut core = self.core.borrow_mut();
+        let Core {
+            dir, alloc, maps, ..
+        } = &mut *core;
+        match what {
+            Missing::Root { slot, .. } => maps.need_root(dir, slot) == Some(what),
+            Missing::Map { slot, page, .. } => maps.need(dir, slot, page) == Some(what),
+            Missing::Alloc(index) => {
+                alloc.missing_page(index).is_some() && alloc.tree.leaf(index).ptr == ptr
+            }
+        }
+    }
+
+    /// Appends and applies a record as soon as nothing is missing and the journal has room, if
+    /// `still` holds at that moment. Returns its frame.
+    pub(crate) async fn commit(
+        &self,
+        record: &Record,
+        still: impl Fn(&Core) -> Result<(), ChunkError>,
+    ) -> Result<u64, ChunkError> {
+        let _hold = self.hold();
+        loop {
+            self.writable()?;
+            self.room().await?;
+            still(&self.core.borrow())?;
+            let missing = self.core.borrow_mut().missing(record);
+            if missing.is_empty() {
+                break;
+            }
+            self.load(missing).await?;
+        }
+        let seq = self.append(record, Vec::new());
+        self.pump();
+        Ok(seq)
+    }
+
+    /// Appends and applies a record for which nothing is missing.
+    pub(crate) fn append(&self, record: &Record, data: Vec<DataWrite>) -> u64 {
+        let mut core = self.core.borrow_mut();
+        let seq = core.journal.append(record, data);
+        core.apply(record, seq);
+        seq
+    }
+
+    /// Ends at once while the journal has room, else when a checkpoint has made some.
+    pub(crate) async fn room(&self) -> Result<(), ChunkError> {
+        while !self.core.borrow().journal.has_room() {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    /// Submits what the journal has to write.
+    pub(crate) fn pump(&self) {
+        if self.pumping.replace(true) {
+            return;
+        }
+        let me: Weak<dyn Joiner> = self.me.clone();
+        let fua = self.writes_through();
+        while !matches!(*self.life.borrow(), Life::Failed(_)) {
+            let next = {
+                let tainted = self.tainted();
+                self.core
+                    .borrow_mut()
+                    .journal
+                    .poll_transmit(&self.medium.pool, &tainted)
+            };
+            let Some(transmit) = next else { break };
+            let want = match fua {
+                true => blockdev::Durability::Fua,
+                false => blockdev::Durability::Cache,
+            };
+            let op = Op::Write {
+                at: sector(transmit.unit),
+                data: transmit.data,
+                want,
+            };
+            let done = self.medium.mirror.submit(op, IoCtx::foreground());
+            done.join(me.clone(), transmit.token);
+        }
+        self.pumping.set(false);
+        self.look_after();
+    }
+
+    fn writes_through(&self) -> bool {
+        self.options.durability == Durability::Fua && self.medium.mirror.geometry().fua
+    }
+
+    /// Whether what is answered is durable without a flush.
+    pub(crate) fn needs_no_flush(&self) -> bool {
+        !self.medium.mirror.geometry().write_cache
+    }
+
+    /// Begins background work that has become due.
+    fn look_after(&self) {
+        let (unflushed, due) = {
+            let core = self.core.borrow();
+            let full = core.journal.live_segments() * 2 > core.journal.segments();
+            let dirty = core.maps.pages.dirty_len() > DIRTY_MAP_PAGES_MAX;
+            (core.journal.unflushed_bytes(), full || dirty)
+        };
+        if unflushed > UNFLUSHED_BYTES_MAX {
+            self.kick_flush(self.answered.get());
+        }
+        let running = matches!(*self.life.borrow(), Life::Running);
+        if due && running && self.checkpoints_begun.get() == self.checkpoints.get() {
+            self.want_checkpoint(self.checkpoints.get() + 1);
+        }
+    }
+
+    fn on_answered(&self) {
+        let answered = self.core.borrow().journal.answered();
+        if self.unflushed_since.get().is_none() {
+            self.unflushed_since.set(Some(self.rt.now()));
+        }
+        if self.needs_no_flush() {
+            self.on_durable(answered);
+        }
+        self.answered.raise(answered);
+    }
+
+    /// Frames up to `seq` are durable.
+    pub(crate) fn on_durable(&self, seq: u64) {
+        {
+            let tainted = self.tainted();
+            let mut core = self.core.borrow_mut();
+            core.journal.set_mark(seq);
+            core.alloc.release_durable(seq, &tainted);
+        }
+        self.durable.raise(seq);
+        if seq >= self.core.borrow().journal.answered() {
+            self.unflushed_since.set(None);
+        }
+    }
+
+    /// Ends when frame `seq` is durable.
+    pub(crate) async fn durable(&self, seq: u64) -> Result<(), ChunkError> {
+        self.answered.wait(seq).await?;
+        self.kick_flush(seq);
+        self.durable.wait(seq).await
+    }
+
+    /// Ends when frame `seq` counts for a client that wrote it.
+    pub(crate) async fn acknowledged(&self, seq: u64) -> Result<(), ChunkError> {
+        match self.options.durability {
+            Durability::Fua => self.durable(seq).await,
+            Durability::Flush | Durability::Cache => self.answered.wait(seq).await,
+        }
+    }
+
+    /// Sees to it that `seq`, which is answered, becomes durable: one flush for all who ask.
+    pub(crate) fn kick_flush(&self, seq: u64) {
+        if seq <= self.durable.get() {
+            return;
+        }
+        self.flush_wanted.set(self.flush_wanted.get().max(seq));
+        if self.flushing.replace(true) {
+            return;
+        }
+        let me = self.rc();
+        self.rt.spawn(async move {
+            while me.flush_wanted.get() > me.durable.get() {
+                let target = me.answered.get();
+                let begin = me.rt.now();
+                me.core.borrow_mut().journal.take_unflushed();
+                match me.medium.mirror.submit(Op::Flush, IoCtx::metadata()).await {
+                    Ok(_) => me.on_durable(target),
+                    Err(error) => {
+                        me.fail(&format!("flush failed: {error}"));
+                        break;
+                    }
+                }
+                me.counters.count(Counted::Flush, 0, begin, me.rt.now());
+            }
+            me.flushing.set(false);
+        });
+    }
+
+    /// Heals in the background what a read found.
+    pub(crate) fn heal_later(self: Rc<Self>, ptr: Ptr, fetched: Fetched) {
+        let Some(good) = fetched.good else { return };
+        let me = self.clone();
+        self.rt.spawn(async move {
+            me.heal(ptr, good, fetched.bad).await;
+        });
+    }
+
+    /// Writes the right bytes to the legs that have others, if the unit still is what it was.
+    /// Returns how many legs were healed.
+    pub(crate) async fn heal(
+        &self,
+        ptr: Ptr,
+        good: Buf,
+        bad: Vec<(blockdev::LegIndex, blockdev::Seq)>,
+    ) -> usize {
+        if matches!(*self.life.borrow(), Life::Closed | Life::Failed(_)) {
+            return 0;
+        }
+        let mut healed = 0;
+        for (leg, since) in bad {
+            let _hold = self.hold();
+            let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
+            if !missing.is_empty() && Box::pin(self.load(missing)).await.is_err() {
+                return healed;
+            }
+            if !self.core.borrow_mut().holds(ptr) || self.cache.borrow().is_in_flight(ptr.unit) {
+                return healed;
+            }
+            let data = good.clone().into();
+            let ctx = IoCtx::background();
+            let at = sector(ptr.unit);
+            if self
+                .medium
+                .mirror
+                .rewrite(leg, at, data, since, ctx)
+                .await
+                .is_ok()
+            {
+                healed += 1;
+                self.counters.healed.set(self.counters.healed.get() + 1);
+                tracing::warn!(
+                    volume = %self.options.name, event = "block_healed", unit = ptr.unit, leg = leg.0,
+                    "granule rewritten from the other leg"
+                );
+            }
+        }
+        healed
+    }
+
+    /// A chunk is damaged on every leg.
+    pub(crate) fn report_damage(&self, id: u64) {
+        let seconds = (self.rt.wall().0 / 1_000_000) as u32;
+        self.counters.last_error.set(Some((ChunkId(id), seconds)));
+        if self.counters.damaged.borrow_mut().insert(id) {
+            tracing::error!(
+                volume = %self.options.name, event = "chunk_damaged", chunk = %ChunkId(id),
+                "chunk is damaged on every leg"
+            );
+        }
+        self.reports.push(Report::Damaged(ChunkId(id)));
+        self.reports.push(Report::ErrorOccurred);
+    }
+
+    /// A write was refused for want of space: maps the old granules again.
+    async fn undo(self: Rc<Self>, seq: u64, write: DataWrite) {
+        let _hold = self.hold();
+        loop {
+            let record = self.undo_record(&write.undo);
+            let Ok(record) = record else {
+                let Err(missing) = record else { continue };
+                if let Err(error) = self.load(missing).await {
+                    return self.fail(&format!("cannot undo a refused write: {error}"));
+                }
+                continue;
+            };
+            let missing = match &record {
+                Some(record) => self.core.borrow_mut().missing(record),
+                None => Vec::new(),
+            };
+            if !missing.is_empty() {
+                if let Err(error) = self.load(missing).await {
+                    return self.fail(&format!("cannot undo a refused write: {error}"));
+                }
+                continue;
+            }
+            let last = match &record {
+                Some(record) => self.append(record, Vec::new()),
+                // Everything was overwritten since: what did that must be answered first.
+                None => self.core.borrow().journal.last_seq(),
+            };
+            write.refused.set(true);
+            let advanced = self.core.borrow_mut().journal.handle_refused(seq, last);
+            if advanced {
+                self.on_answered();
+            }
+            self.pump();
+            return;
+        }
+    }
+
+    /// The record that restores what `undo` says where nobody wrote since, or what is missing to
+    /// tell.
+    fn undo_record(&self, undo: &[Undo]) -> Result<Option<Record>, Vec<Missing>> {
+        let mut core = self.core.borrow_mut();
+        let Core { dir, maps, .. } = &mut *core;
+        let Some(first) = undo.first() else {
+            return Ok(None);
+        };
+        let (page, _) = crate::maps::locate(first.granule);
+        if dir.get(first.slot).kind == crate::directory::Kind::Empty {
+            return Ok(None);
+        }
+        if let Some(missing) = maps.need(dir, first.slot, page) {
+            return Err(vec![missing]);
+        }
+        let is_ours = |u: &Undo| maps.ptr(u.slot, u.granule) == u.new;
+        if !undo.iter().any(is_ours) {
+            return Ok(None);
+        }
+        // One block, neighbouring granules: one record. What was overwritten stays as it is.
+        let ptrs = undo.iter().map(|u| match is_ours(u) {
+            true => u.old,
+            false => maps.ptr(u.slot, u.granule),
+        });
+        Ok(Some(Record::Map {
+            slot: first.slot,
+            block: (first.granule / 16) as u16,
+            first: (first.granule % 16) as u8,
+            ptrs: ptrs.collect(),
+        }))
+    }
+
+    /// Background work, once a second.
+    pub(crate) fn start_background(&self) {
+        let me = self.me.clone();
+        let rt = self.rt.clone();
+        self.rt.spawn(async move {
+            loop {
+                rt.sleep(TICK).await;
+                let Some(me) = me.upgrade() else { return };
+                if !matches!(*me.life.borrow(), Life::Running) {
+                    return;
+                }
+                me.tick().await;
+            }
+        });
+    }
+
+    async fn tick(&self) {
+        if self.answered.get() > self.durable.get() {
+            self.kick_flush(self.answered.get());
+        }
+        let mark = {
+            let mut core = self.core.borrow_mut();
+            let due = core.journal.is_mark_due() && core.journal.has_room();
+            if due {
+                core.journal.append_mark();
+            }
+            due
+        };
+        if mark {
+            self.pump();
+        }
+        if self.holding.get() == 0 {
+            let mut core = self.core.borrow_mut();
+            core.alloc.sweep();
+            core.maps.pages.sweep(|_| false);
+        }
+        let now = (self.rt.wall().0 / 1_000_000) as u32;
+        if let Err(error) = self.purge_expired(now, PURGES_PER_TICK).await {
+            tracing::warn!(volume = %self.options.name, %error, "purge of old deletions failed");
+        }
+        self.watch_space();
+    }
+
+    /// Counters and figures for the status page.
+    pub fn stats(&self) -> Stats {
+        let space = self.figures();
+        let core = self.core.borrow();
+        let failed = match &*self.life.borrow() {
+            Life::Failed(reason) => Some(reason.clone()),
+            _ => None,
+        };
+        let unflushed = match self.unflushed_since.get() {
+            Some(since) => self.rt.now().since(since),
+            None => Duration::ZERO,
+        };
+        Stats {
+            name: self.options.name.clone(),
+            failed,
+            size_bytes: space.total,
+            used_bytes: space.used,
+            free_bytes: space.total - space.used,
+            chunks: core.dir.live().chunks,
+            damaged_chunks: self.counters.damaged.borrow().len() as u64,
+            healed_blocks: self.counters.healed.get(),
+            quarantined_chunks: core.dir.quarantine().count() as u64,
+            unflushed_bytes: match self.unflushed_since.get() {
+                Some(_) => core.journal.unflushed_bytes(),
+                None => 0,
+            },
+            unflushed_ms: unflushed.as_millis() as u64,
+            open_ms: self.counters.open_ms.get(),
+            cache_bytes: self.cache.borrow().bytes(),
+            operations: self.counters.total.get(),
+        }
+    }
+
+    /// Size and use in bytes, as the master is told.
+    pub(crate) fn figures(&self) -> Figures {
+        let core = self.core.borrow();
+        let unit = UNIT_BYTES as u64;
+        let total = core.alloc.units();
+        let soft = core.dir.held().granules;
+        // What is shared counts for each owner; what is pending or in maps counts, too.
+        let owners = core.dir.live().granules
+            + core.dir.held_hard().granules
+            + core.alloc.overhead()
+            + core.reserve();
+        let taken = total.saturating_sub(core.alloc.free() + core.alloc.pending() + soft);
+        let used = owners.max(taken + core.reserve()).min(total);
+        Figures {
+            total: total * unit,
+            used: used * unit,
+        }
+    }
+
+    /// Tells once when space runs low.
+    fn watch_space(&self) {
+        let figures = self.figures();
+        let low = figures.total - figures.used <= figures.total / 100;
+        if low && !self.space_low.replace(low) {
+            tracing::warn!(
+                volume = %self.options.name, event = "space_low",
+                free_bytes = figures.total - figures.used, "less than 1 % is free"
+            );
+        }
+        self.space_low.set(low);
+    }
+}
+
+/// What [`Store::figures`] says, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Figures {
+    pub(crate) total: u64,
+    pub(crate) used: u64,
+}
+
+struct Outcome<T> {
+    value: RefCell<Option<T>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Joiner for Store {
+    fn joined(&self, token: u64, result: IoResult) {
+        let io = self.core.borrow_mut().journal.take_io(token);
+        let advanced = match (io, result) {
+            (Io::Frame(seq), Ok(_)) => self.core.borrow_mut().journal.handle_done(seq),
+            (Io::Frame(_), Err(error)) => {
+                return self.fail(&format!("journal write failed: {error}"))
+            }
+            (Io::Data(seq, write), Ok(_)) => {
+                self.data_arrived(&write, true);
+                self.core.borrow_mut().journal.handle_done(seq)
+            }
+            (
+                Io::Data(seq, write),
+                Err(IoError {
+                    kind: Kind::NoSpace,
+                    ..
+                }),
+            ) => {
+                self.data_arrived(&write, false);
+                let undo = self.rc().undo(seq, write);
+                self.rt.spawn(undo);
+                return;
+            }
+            (Io::Data(..), Err(error)) => return self.fail(&format!("data write failed: {error}")),
+        };
+        if advanced {
+            self.on_answered();
+        }
+        self.pump();
+    }
+}
+
+impl Store {
+    fn data_arrived(&self, write: &DataWrite, arrived: bool) {
+        /// Larger writes are a stream that is rarely read at once.
+        const KEEP_BYTES_MAX: usize = 16 << 10;
+        let keep = arrived && write.data.len() <= KEEP_BYTES_MAX;
+        let units = (write.data.len() / UNIT_BYTES) as u64;
+        let mut cache = self.cache.borrow_mut();
+        for unit in write.unit..write.unit + units {
+            cache.arrived(unit, keep);
+        }
+    }
+}

@@ -72,12 +72,15 @@ impl Connector for TcpConnector {
     }
 }
 
+/// Whom a timer fires, and with which token.
+type Armed = (Weak<dyn Timed>, u64);
+
 /// [`Rt`] on tokio's `LocalSet`, for tools, tests and load generators. One task serves all timers.
 pub struct TokioRuntime {
     base: tokio::time::Instant,
     random: Cell<u64>,
     timers: RefCell<BinaryHeap<Reverse<(Instant, u64)>>>,
-    armed: RefCell<BTreeMap<u64, (Weak<dyn Timed>, u64)>>,
+    armed: RefCell<BTreeMap<u64, Armed>>,
     next: Cell<u64>,
     earlier: Notify,
 }

@@ -1,5 +1,6 @@
 //! Every parser of bytes from the network against random and mutated packets: no panic, no
 //! unbounded allocation. A million executions each in release, fewer in debug.
+#![allow(clippy::unwrap_used)] // helpers of tests, too
 
 use blockdev::Instant;
 use moosefs::master::channel::Facts;

@@ -3,6 +3,7 @@
 //!
 //! Needs root and `apt-get install -y moosefs-master moosefs-chunkserver moosefs-client
 //! moosefs-cli`.
+#![allow(clippy::unwrap_used)] // helpers of tests, too
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The master link over real sockets on 127.0.0.1, against a played master.
+#![allow(clippy::unwrap_used)] // helpers of tests, too
 
 mod support;
 

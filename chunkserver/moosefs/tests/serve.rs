@@ -1,4 +1,5 @@
 //! The data port over pipes in memory, under a virtual clock.
+#![allow(clippy::unwrap_used)] // helpers of tests, too
 
 mod support;
 

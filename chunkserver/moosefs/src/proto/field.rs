@@ -1,6 +1,6 @@
 //! Big-endian fields, and packets of a fixed length declared as structs of them.
 //!
-//! A [`Cursor`] takes fields off received bytes and never panics; [`packet!`] declares a struct
+//! A [`Cursor`] takes fields off received bytes and never panics; `packet!` declares a struct
 //! whose fields stand in the order of the wire, with its length asserted at compile time.
 
 use chunk_api::{ChunkId, ChunkVersion};

@@ -59,9 +59,12 @@ pub fn encode_one(kind: u32, value: &impl Field) -> Vec<u8> {
     encode(kind, |out| value.put(out))
 }
 
-/// The first frame in `bytes`, if it is there wholly: its header, its payload and how many bytes it
-/// takes. Used on links with small packets (the master's).
-pub fn split(bytes: &[u8], payload_max: u32) -> Result<Option<(Header, &[u8], usize)>, Malformed> {
+/// A whole frame at the front of some bytes: header, payload, and how many bytes both take.
+pub type Split<'a> = (Header, &'a [u8], usize);
+
+/// The first frame in `bytes`, if it is there wholly. Used on links with small packets (the
+/// master's).
+pub fn split(bytes: &[u8], payload_max: u32) -> Result<Option<Split<'_>>, Malformed> {
     let mut cursor = Cursor::new(bytes);
     let Ok(head) = cursor.array::<HEADER_BYTES>() else {
         return Ok(None);

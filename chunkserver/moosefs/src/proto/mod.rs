@@ -29,7 +29,7 @@ pub struct Version(pub u32);
 impl Version {
     /// `major.minor.patch`, major > 1.
     pub const fn new(major: u16, minor: u8, patch: u8) -> Version {
-        Version((major as u32) << 16 | (minor as u32) << 8 | (patch as u32) * 2)
+        Version(((major as u32) << 16) | ((minor as u32) << 8) | (patch as u32 * 2))
     }
 }
 

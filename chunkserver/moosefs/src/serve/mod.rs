@@ -2,11 +2,11 @@
 //!
 //! One task per connection, generic over the transport: the listener in [`crate::net`] hands it
 //! TCP streams, tests hand it pipes under a virtual clock. A connection is idle, reading
-//! ([`read`]), or in a session of writes ([`write`] drives the state machine [`chain`]); then it is
+//! (`read`), or in a session of writes (`write` drives the state machine `chain`); then it is
 //! idle again. Garbage closes it with one log line.
 //!
-//! Bounds: [`CONNECTIONS_MAX`] connections; per connection [`read::IN_FLIGHT_BYTES_MAX`] of reads
-//! on their way from disk to socket and [`chain::WINDOW_BYTES_MAX`] of unanswered writes. Pages
+//! Bounds: [`CONNECTIONS_MAX`] connections; per connection 512 KiB of reads
+//! on their way from disk to socket and 2 MiB of unanswered writes. Pages
 //! come from the pool, and an empty pool makes the sockets wait.
 
 mod chain;

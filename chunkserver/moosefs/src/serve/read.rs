@@ -6,15 +6,16 @@
 //! no more than [`IN_FLIGHT_BYTES_MAX`] are between disk and socket, so a slow reader holds no more
 //! than that. The last data and the status leave together when they are ready together.
 
-use super::connection::{ignorable, After, Connection, SILENCE_S};
-use super::Operation;
+use super::connection::{ignorable, After, Beat, Connection, SILENCE_S};
+use super::{Operation, Server};
 use crate::proto::client::{self, Read, ReadDataHead, ReadRequest, ReadStatus};
 use crate::proto::frame::encode_one;
 use crate::proto::{kind, master::NOP, status};
-use crate::wire::{Transport, WireError};
+use crate::wire::{Transport, Wire, WireError};
 use chunk_api::{ChunkError, ReadPiece, Reply, BLOCK_BYTES, CHUNK_BYTES};
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 /// Bytes of one read between disk and socket.
@@ -26,6 +27,22 @@ struct Piece {
     result: Option<Result<ReadPiece, ChunkError>>,
 }
 
+struct Run<'a, S> {
+    server: &'a Rc<Server>,
+    wire: &'a mut Wire<S>,
+    beat: &'a mut Beat,
+    read: Read,
+    /// The next piece begins here.
+    at: u32,
+    /// Bytes not yet asked of storage.
+    left: u32,
+    /// Asked of storage, in order.
+    pieces: VecDeque<Piece>,
+    in_flight: usize,
+    /// The status that ended the request; queued.
+    ended: Option<u8>,
+}
+
 /// Serves one read; the connection is idle after it, whatever its status.
 pub(super) async fn serve<S: Transport>(
     connection: &mut Connection<S>,
@@ -33,35 +50,73 @@ pub(super) async fn serve<S: Transport>(
 ) -> Result<After, WireError> {
     let Connection { server, wire, beat } = connection;
     let started = server.rt.now();
+    beat.restart();
     let ReadRequest {
         id,
         version,
         offset,
         size,
     } = read.request;
-    let mut end = check(&read.request).map(|()| (size == 0).then_some(status::OK));
-    if matches!(end, Ok(None)) {
-        end = server
-            .chunks
-            .open(id, version)
-            .map(|_| None)
-            .map_err(|e| e.status());
-    }
-    let (mut at, mut left) = match end {
-        Ok(None) => (offset, size),
-        _ => (offset, 0),
+    let pieces = VecDeque::new();
+    let mut run = Run {
+        server,
+        wire,
+        beat,
+        read,
+        at: offset,
+        left: size,
+        pieces,
+        in_flight: 0,
+        ended: None,
     };
-    // The status that ends the request, once it is queued.
-    let mut ended: Option<u8> = None;
-    let mut status = end.map_or_else(Some, |end| end);
-    let mut pieces: VecDeque<Piece> = VecDeque::new();
-    let mut in_flight = 0;
-    beat.restart();
+    if let Err(status) = check(&read.request) {
+        run.end(status);
+    } else if size > 0 {
+        if let Err(e) = server.chunks.open(id, version) {
+            run.end(e.status());
+        }
+    }
+    let after = poll_fn(|cx| run.poll(cx)).await?;
+    match run.ended {
+        Some(status::OK) => {
+            let latency = server.rt.now() - started;
+            server.stats.done(Operation::Read, size.into(), latency);
+        }
+        _ => server.stats.failed(),
+    }
+    Ok(after)
+}
 
-    let after = poll_fn(|cx| loop {
-        while left > 0 && in_flight + wire.queued() < IN_FLIGHT_BYTES_MAX {
-            let (block, offset) = ((at / BLOCK_BYTES) as u16, at % BLOCK_BYTES);
-            let size = left.min(BLOCK_BYTES - offset);
+impl<S: Transport> Run<'_, S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<After, WireError>> {
+        loop {
+            self.ask_storage();
+            self.pieces.iter_mut().for_each(|piece| piece.poll(cx));
+            self.queue_ready();
+            let before = self.wire.queued();
+            let flushed = self.wire.poll_flush(cx)?.is_ready();
+            if flushed && self.ended.is_some() {
+                return Poll::Ready(Ok(After::Idle));
+            }
+            // Room was made: more can be asked for.
+            if self.wire.queued() < before && self.left > 0 {
+                continue;
+            }
+            if self.poll_peer(cx)?.is_ready() {
+                return Poll::Ready(Ok(After::Closed));
+            }
+            if self.poll_beat(cx)?.is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Asks for pieces ahead, in order, as far as the bound allows.
+    fn ask_storage(&mut self) {
+        let ReadRequest { id, version, .. } = self.read.request;
+        while self.left > 0 && self.in_flight + self.wire.queued() < IN_FLIGHT_BYTES_MAX {
+            let (block, offset) = ((self.at / BLOCK_BYTES) as u16, self.at % BLOCK_BYTES);
+            let size = self.left.min(BLOCK_BYTES - offset);
             let head = ReadDataHead {
                 id,
                 block,
@@ -69,26 +124,33 @@ pub(super) async fn serve<S: Transport>(
                 size,
                 crc: 0,
             };
-            let reply = server.chunks.read(id, version, block, offset, size);
-            pieces.push_back(Piece {
+            let reply = self.server.chunks.read(id, version, block, offset, size);
+            self.pieces.push_back(Piece {
                 head,
                 reply: Some(reply),
                 result: None,
             });
-            in_flight += size as usize;
-            at += size;
-            left -= size;
+            self.in_flight += size as usize;
+            self.at += size;
+            self.left -= size;
         }
-        pieces.iter_mut().for_each(|piece| piece.poll(cx));
-        while status.is_none() {
-            let Some(result) = pieces.front_mut().and_then(|piece| piece.result.take()) else {
-                if pieces.is_empty() && left == 0 {
-                    status = Some(status::OK);
+    }
+
+    /// Queues the pieces that are ready, in order, and the status after the last.
+    fn queue_ready(&mut self) {
+        while self.ended.is_none() {
+            let Some(result) = self
+                .pieces
+                .front_mut()
+                .and_then(|piece| piece.result.take())
+            else {
+                if self.pieces.is_empty() && self.left == 0 {
+                    self.end(status::OK);
                 }
-                break;
+                return;
             };
-            let head = pieces.pop_front().expect("just seen").head;
-            in_flight -= head.size as usize;
+            let head = self.pieces.pop_front().expect("just seen").head;
+            self.in_flight -= head.size as usize;
             match result {
                 Ok(piece) => {
                     assert_eq!(
@@ -100,66 +162,55 @@ pub(super) async fn serve<S: Transport>(
                         crc: piece.crc,
                         ..head
                     };
-                    wire.queue_head(&client::read_data_prefix(&head));
-                    wire.queue_data(&piece.data);
+                    self.wire.queue_head(&client::read_data_prefix(&head));
+                    self.wire.queue_data(&piece.data);
                 }
-                Err(e) => {
-                    tracing::debug!(chunk = %id, block = head.block, error = %e, "read failed");
-                    status = Some(e.status());
-                    left = 0;
-                    pieces.clear();
-                    in_flight = 0;
+                Err(error) => {
+                    tracing::debug!(chunk = %head.id, block = head.block, %error, "read failed");
+                    self.end(error.status());
                 }
             }
         }
-        if let (Some(status), None) = (status, ended) {
-            wire.queue_head(&encode_one(kind::READ_STATUS, &ReadStatus { id, status }));
-            ended = Some(status);
-        }
-        let before = wire.queued();
-        match wire.poll_flush(cx) {
-            Poll::Ready(Ok(())) if ended.is_some() => return Poll::Ready(Ok(After::Idle)),
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(e)) => return Poll::Ready(Err(e.into())),
-            Poll::Pending => {}
-        }
-        // Room was made: more can be asked for.
-        if wire.queued() < before && left > 0 {
-            continue;
-        }
+    }
+
+    /// Queues the status that ends the request; pieces still on their way are forgotten.
+    fn end(&mut self, status: u8) {
+        let id = self.read.request.id;
+        self.wire
+            .queue_head(&encode_one(kind::READ_STATUS, &ReadStatus { id, status }));
+        self.ended = Some(status);
+        self.left = 0;
+        self.pieces.clear();
+        self.in_flight = 0;
+    }
+
+    /// Only NOPs may come during a read. Ready when the peer has closed.
+    fn poll_peer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
         loop {
-            match wire.poll_frame(cx) {
-                Poll::Ready(Ok(Some(frame))) if ignorable(&frame)? => {}
-                Poll::Ready(Ok(Some(frame))) => {
+            match self.wire.poll_frame(cx)? {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready(Ok(())),
+                Poll::Ready(Some(frame)) if ignorable(&frame)? => {}
+                Poll::Ready(Some(frame)) => {
                     return Poll::Ready(Err(WireError::Unexpected(frame.kind)))
                 }
-                Poll::Ready(Ok(None)) => return Poll::Ready(Ok(After::Closed)),
-                Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
-                Poll::Pending => break,
             }
         }
-        match beat.poll(cx, wire) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(quiet) => {
-                // With bytes queued the peer does not take them: that is its silence.
-                if wire.queued() > 0 && quiet.is_stuck() {
-                    return Poll::Ready(Err(WireError::Silent(SILENCE_S)));
-                }
-                if read.nops && wire.queued() == 0 && quiet.wants_nop() {
-                    wire.queue_head(&NOP);
-                }
-            }
-        }
-    })
-    .await?;
-    match ended {
-        Some(status::OK) => {
-            let latency = server.rt.now() - started;
-            server.stats.done(Operation::Read, size.into(), latency);
-        }
-        _ => server.stats.failed(),
     }
-    Ok(after)
+
+    /// Keep-alives while storage is slow, and the end of a peer that takes nothing.
+    fn poll_beat(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WireError>> {
+        self.beat.poll(cx, self.wire).map(|quiet| {
+            let queued = self.wire.queued() > 0;
+            if queued && quiet.is_stuck() {
+                return Err(WireError::Silent(SILENCE_S));
+            }
+            if self.read.nops && !queued && quiet.wants_nop() {
+                self.wire.queue_head(&NOP);
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Piece {

@@ -32,7 +32,10 @@ enum Below {
     /// On the way.
     Connecting(LocalFuture<io::Result<Wire<Stream>>>),
     /// In session.
-    Open { wire: Wire<Stream>, beat: Beat },
+    Open {
+        wire: Box<Wire<Stream>>,
+        beat: Box<Beat>,
+    },
 }
 
 struct Session<'a, S> {
@@ -75,7 +78,7 @@ pub(super) async fn serve<S: Transport>(
     let after = poll_fn(|cx| session.poll(cx)).await?;
     if after == After::Idle {
         if let (Below::Open { wire, .. }, Some(next)) = (session.below, next) {
-            server.next.put(next, wire);
+            server.next.put(next, *wire);
         }
     }
     Ok(after)
@@ -131,8 +134,8 @@ impl<S: Transport> Session<'_, S> {
                     };
                     wire.queue_head(&onward.encode());
                     self.below = Below::Open {
-                        wire,
-                        beat: Beat::new(&self.server.rt),
+                        wire: Box::new(wire),
+                        beat: Box::new(Beat::new(&self.server.rt)),
                     };
                 }
             }

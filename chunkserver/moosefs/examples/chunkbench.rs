@@ -1,0 +1,54 @@
+//! Loads a chunkserver that has come to a played master:
+//! `chunkbench MASTER_IP:PORT MODE BLOCK_BYTES IODEPTH SECONDS`.
+
+use blockdev::Pool;
+use moosefs::bench::{self, BenchConfig};
+use moosefs::net::{TcpConnector, TokioRuntime};
+use moosefs::player::{Player, Script};
+use std::rc::Rc;
+use std::time::Duration;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [address, mode, block_bytes, iodepth, seconds] = &args[..] else {
+        return Err("chunkbench MASTER_IP:PORT MODE BLOCK_BYTES IODEPTH SECONDS".into());
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let local = tokio::task::LocalSet::new();
+    let (address, mode) = (address.parse()?, mode.parse()?);
+    let (block_bytes, iodepth) = (block_bytes.parse()?, iodepth.parse()?);
+    let runtime_s: u64 = seconds.parse()?;
+    local.block_on(&runtime, async move {
+        let rt = TokioRuntime::start();
+        let player = Player::listen(address, Script::default()).await?;
+        let mut server = player.accept().await?;
+        let chunks = bench::create_chunks(&mut server, 4).await?;
+        let config = BenchConfig {
+            server: server.data_port(),
+            chunks: chunks.clone(),
+            mode,
+            block_bytes,
+            iodepth,
+            sessions: 1,
+            runtime: Some(Duration::from_secs(runtime_s)),
+            size_bytes: None,
+            offset_bytes: 0,
+            span_bytes: None,
+            seed: 1,
+        };
+        let pool = Pool::new(512 << 20);
+        let load = bench::run(config, rt, pool, Rc::new(TcpConnector), None);
+        tokio::pin!(load);
+        let result = tokio::select! { biased;
+            result = &mut load => result?,
+            error = server.keep_alive() => return Err(error.into()),
+        };
+        println!("{result:#?}");
+        for (id, _) in chunks {
+            server.delete(id).await?;
+        }
+        Ok::<(), Box<dyn std::error::Error>>(())
+    })
+}

@@ -23,15 +23,17 @@ pub use stats::{Meter, Operation, ServeStats};
 use crate::master::Handle;
 use crate::proto::{Version, CLAIMED_VERSION};
 use crate::wire::Transport;
-use blockdev::{Pool, Rt};
+use blockdev::{Instant, Pool, Rt};
 use chunk_api::Chunks;
 use next::NextPool;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Connections served at a time; more are closed at once, with one log line a second at most.
 pub const CONNECTIONS_MAX: u32 = 8192;
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the data port tells about the node and where its parts are.
 pub struct ServeConfig {
@@ -62,6 +64,8 @@ pub struct Server {
     next: NextPool,
     stats: Rc<ServeStats>,
     stopping: Cell<bool>,
+    /// When a connection turned away was last logged.
+    full_logged: Cell<Option<Instant>>,
 }
 
 impl Server {
@@ -81,6 +85,7 @@ impl Server {
             config,
             stats: Rc::default(),
             stopping: Cell::new(false),
+            full_logged: Cell::new(None),
         })
     }
 
@@ -91,9 +96,11 @@ impl Server {
 
     /// Serves one connection in a task of its own; `peer` names it in log lines.
     pub fn accept(self: &Rc<Server>, io: impl Transport + 'static, peer: String) {
-        if self.stopping.get() || self.stats.connections.get() >= CONNECTIONS_MAX {
-            self.stats.turned_away.set(self.stats.turned_away.get() + 1);
+        if self.stopping.get() {
             return;
+        }
+        if self.stats.connections.get() >= CONNECTIONS_MAX {
+            return self.turn_away(&peer);
         }
         self.stats.connections.set(self.stats.connections.get() + 1);
         let server = self.clone();
@@ -104,6 +111,21 @@ impl Server {
                 .connections
                 .set(server.stats.connections.get() - 1);
         });
+    }
+
+    fn turn_away(&self, peer: &str) {
+        self.stats.turned_away.set(self.stats.turned_away.get() + 1);
+        let now = self.rt.now();
+        let recent = |at: Instant| now - at < LOG_PAUSE;
+        if !self.full_logged.get().is_some_and(recent) {
+            self.full_logged.set(Some(now));
+            let turned_away = self.stats.turned_away.get();
+            tracing::warn!(
+                peer,
+                turned_away,
+                "connection closed: {CONNECTIONS_MAX} are open"
+            );
+        }
     }
 
     /// No new connection and no new request from now on; running ones go on. Connections close

@@ -624,7 +624,28 @@ impl FromIterator<Buf> for IoVec {
 /// Equal bytes, however they are cut.
 impl PartialEq for IoVec {
     fn eq(&self, other: &IoVec) -> bool {
-        self.len == other.len && self.segments().flatten().eq(other.segments().flatten())
+        if self.len != other.len {
+            return false;
+        }
+        let (mut left, mut right) = (self.segments(), other.segments());
+        let (mut a, mut b): (&[u8], &[u8]) = (&[], &[]);
+        let mut rest = self.len;
+        while rest > 0 {
+            if a.is_empty() {
+                a = left.next().unwrap_or_default();
+            }
+            if b.is_empty() {
+                b = right.next().unwrap_or_default();
+            }
+            let part = a.len().min(b.len());
+            let ((x, a_rest), (y, b_rest)) = (a.split_at(part), b.split_at(part));
+            if x != y {
+                return false;
+            }
+            (a, b) = (a_rest, b_rest);
+            rest -= part;
+        }
+        true
     }
 }
 

@@ -190,6 +190,11 @@ impl Leg {
             .is_some_and(|sb| sb.device_flags & FLAG_WRITE_MOSTLY != 0)
     }
 
+    /// In sync, but what its cache lost is not there again yet.
+    pub(crate) fn is_being_restored(&self) -> bool {
+        self.state() == LegState::InSync && self.restoring.get()
+    }
+
     /// Whether its answered writes need a flush.
     pub(crate) fn has_cache(&self) -> bool {
         self.device()

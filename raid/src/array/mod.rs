@@ -343,6 +343,7 @@ impl Array {
     fn stir(&self) {
         self.settle_all();
         self.pump();
+        self.pump_reads();
         self.changed.notify();
     }
 

@@ -12,7 +12,8 @@ use blockdev::{
 #[derive(Clone, Debug)]
 enum Attempt {
     None,
-    Pending(Instant),
+    /// Since when, and how often the leg had lost its cache by then.
+    Pending(Instant, u64),
     Failed(IoError),
 }
 
@@ -37,13 +38,6 @@ impl Array {
         if !self.geometry.get().accepts(at, u64::from(sectors)) || sectors == 0 {
             return Completion::refused(Kind::Refused(Refusal::Range));
         }
-        let chosen = match only {
-            Some(leg) => Some(self.leg(leg)),
-            None => self.choose(at, 0),
-        };
-        let Some(leg) = chosen else {
-            return Completion::refused(Kind::Closed);
-        };
         let (promise, completion) = completion::pair();
         let op = ReadOp {
             at,
@@ -61,8 +55,33 @@ impl Array {
             tables.reads.insert(id, op);
             id
         };
-        self.read_from(id, leg);
+        self.read_again(id);
         completion
+    }
+
+    /// Sends a read to the best leg; while the only one is being restored it waits.
+    fn read_again(&self, id: u64) {
+        let (at, only) = match self.tables.borrow().reads.get(&id) {
+            Some(read) => (read.at, read.only),
+            None => return,
+        };
+        let usable = |leg: &&Leg| only.is_none_or(|only| only == leg.index);
+        match self.choose(at, 0, only) {
+            Some(leg) => self.read_from(id, leg),
+            None if self.legs.iter().filter(usable).any(Leg::is_being_restored) => {}
+            None => self.give_up(id),
+        }
+    }
+
+    /// Sends what waited for a leg to be restored.
+    pub(super) fn pump_reads(&self) {
+        let waits = |read: &ReadOp| read.attempts.iter().all(|a| matches!(a, Attempt::None));
+        let waiting: Vec<u64> = {
+            let tables = self.tables.borrow();
+            let reads = tables.reads.iter().filter(|(_, read)| waits(read));
+            reads.map(|(&id, _)| id).collect()
+        };
+        waiting.into_iter().for_each(|id| self.read_again(id));
     }
 
     /// Before a write that is under way now, if one overlaps: its bytes may or may not be read.
@@ -72,10 +91,13 @@ impl Array {
         Seq(if self.writing_in(&range) { 0 } else { now })
     }
 
-    /// The best leg to read from among those not in `tried`.
-    fn choose(&self, at: Sector, tried: u8) -> Option<&Leg> {
+    /// The best leg to read from, not one of `tried`.
+    fn choose(&self, at: Sector, tried: u8, only: Option<LegIndex>) -> Option<&Leg> {
         let usable = |leg: &&Leg| {
-            leg.state() == LegState::InSync && !leg.restoring.get() && tried & leg.bit() == 0
+            leg.state() == LegState::InSync
+                && !leg.restoring.get()
+                && tried & leg.bit() == 0
+                && only.is_none_or(|only| only == leg.index)
         };
         let rank = |leg: &&Leg| {
             let sequential = leg.next_read.get() == at.0;
@@ -86,12 +108,7 @@ impl Array {
                 busy,
             )
         };
-        let best = self.legs.iter().filter(usable).min_by_key(rank);
-        // A leg that is being restored is better than none: what it lacks is written first.
-        best.or_else(|| {
-            let last = |leg: &&Leg| leg.state() == LegState::InSync && tried & leg.bit() == 0;
-            self.legs.iter().find(last).filter(|_| tried == 0)
-        })
+        self.legs.iter().filter(usable).min_by_key(rank)
     }
 
     fn read_from(&self, id: u64, leg: &Leg) {
@@ -101,7 +118,7 @@ impl Array {
             let Some(read) = tables.reads.get_mut(&id) else {
                 return;
             };
-            read.attempts[usize::from(leg.index.0)] = Attempt::Pending(now);
+            read.attempts[usize::from(leg.index.0)] = Attempt::Pending(now, leg.losses.get());
             leg.next_read.set(read.at.0 + u64::from(read.sectors));
             let at = Sector(leg.places().data.0 + read.at.0);
             let sectors = read.sectors;
@@ -121,9 +138,24 @@ impl Array {
         leg.reads_in_flight
             .set(leg.reads_in_flight.get().saturating_sub(1));
         match result {
+            Ok(_) if self.lost_meanwhile(id, leg) => self.read_again(id),
             Ok(done) => self.read_done(id, leg, done),
             Err(error) => self.read_failed(id, leg, error),
         }
+    }
+
+    /// The leg lost its cache while it read: what it gave may be old. The attempt is forgotten.
+    fn lost_meanwhile(&self, id: u64, leg: &Leg) -> bool {
+        let mut tables = self.tables.borrow_mut();
+        let Some(read) = tables.reads.get_mut(&id) else {
+            return false;
+        };
+        let attempt = &mut read.attempts[usize::from(leg.index.0)];
+        let lost = matches!(attempt, Attempt::Pending(_, losses) if *losses != leg.losses.get());
+        if lost {
+            *attempt = Attempt::None;
+        }
+        lost
     }
 
     fn read_done(&self, id: u64, leg: &Leg, done: Done) {
@@ -167,14 +199,14 @@ impl Array {
             if read
                 .attempts
                 .iter()
-                .any(|a| matches!(a, Attempt::Pending(_)))
+                .any(|a| matches!(a, Attempt::Pending(..)))
             {
                 return;
             }
             let tried = self.tried(read);
-            (read.at, tried, read.only.is_some())
+            (read.at, tried, read.only)
         };
-        match self.choose(next.0, next.1).filter(|_| !next.2) {
+        match self.choose(next.0, next.1, next.2) {
             Some(other) => self.read_from(id, other),
             None => self.give_up(id),
         }
@@ -219,7 +251,7 @@ impl Array {
         for (&id, read) in &self.tables.borrow().reads {
             let alone = read.only.is_some() || read.ctx.hedge == Hedge::No;
             for attempt in &read.attempts {
-                let Attempt::Pending(since) = attempt else {
+                let Attempt::Pending(since, _) = attempt else {
                     continue;
                 };
                 let due = *since + self.options.hedge_after;
@@ -231,7 +263,7 @@ impl Array {
             }
         }
         for (id, at, tried) in silent {
-            if let Some(other) = self.choose(at, tried) {
+            if let Some(other) = self.choose(at, tried, None) {
                 self.read_from(id, other);
             }
         }
@@ -243,8 +275,10 @@ impl Array {
         let waiting: Vec<_> = {
             let tables = self.tables.borrow();
             let here = |read: &ReadOp| {
-                matches!(read.attempts[usize::from(leg.index.0)], Attempt::Pending(_))
-                    && read.only.is_none()
+                matches!(
+                    read.attempts[usize::from(leg.index.0)],
+                    Attempt::Pending(..)
+                ) && read.only.is_none()
             };
             let reads = tables.reads.iter().filter(|(_, read)| here(read));
             reads
@@ -252,7 +286,7 @@ impl Array {
                 .collect()
         };
         for (id, at, tried) in waiting {
-            if let Some(other) = self.choose(at, tried) {
+            if let Some(other) = self.choose(at, tried, None) {
                 self.read_from(id, other);
             }
         }
@@ -261,7 +295,7 @@ impl Array {
     pub(super) fn excuse_reads(&self, by: std::time::Duration) {
         for read in self.tables.borrow_mut().reads.values_mut() {
             for attempt in &mut read.attempts {
-                if let Attempt::Pending(since) = attempt {
+                if let Attempt::Pending(since, _) = attempt {
                     *since = *since + by;
                 }
             }

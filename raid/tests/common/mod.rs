@@ -18,14 +18,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// SplitMix64.
-pub struct Rng(Cell<u64>);
+pub(crate) struct Rng(Cell<u64>);
 
 impl Rng {
-    pub fn new(seed: u64) -> Rng {
+    pub(crate) fn new(seed: u64) -> Rng {
         Rng(Cell::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1))
     }
 
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.0.set(state);
         let mut z = state;
@@ -34,11 +34,11 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    pub fn below(&self, n: u64) -> u64 {
+    pub(crate) fn below(&self, n: u64) -> u64 {
         self.next() % n
     }
 
-    pub fn chance(&self, percent: u64) -> bool {
+    pub(crate) fn chance(&self, percent: u64) -> bool {
         self.below(100) < percent
     }
 }
@@ -46,7 +46,7 @@ impl Rng {
 type Sectors = BTreeMap<u64, [u8; 512]>;
 
 /// A leg that can lose power, hang, be gone, and deliver late what it was sent before.
-pub struct SimLeg {
+pub(crate) struct SimLeg {
     me: std::rc::Weak<SimLeg>,
     rt: Rt,
     pool: Pool,
@@ -59,20 +59,20 @@ pub struct SimLeg {
     /// Sent before the hang, still to come.
     stalled: RefCell<Vec<u64>>,
     next: Cell<u64>,
-    pub hung: Cell<bool>,
-    pub down: Cell<bool>,
-    pub latency_us: Cell<u64>,
-    pub bad: RefCell<Vec<u64>>,
-    pub full: Cell<bool>,
+    pub(crate) hung: Cell<bool>,
+    pub(crate) down: Cell<bool>,
+    pub(crate) latency_us: Cell<u64>,
+    pub(crate) bad: RefCell<Vec<u64>>,
+    pub(crate) full: Cell<bool>,
     events: RefCell<VecDeque<Event>>,
     waker: RefCell<Option<Waker>>,
-    pub log: RefCell<Vec<String>>,
-    pub reads: Cell<u64>,
-    pub fences: Cell<u64>,
+    pub(crate) log: RefCell<Vec<String>>,
+    pub(crate) reads: Cell<u64>,
+    pub(crate) fences: Cell<u64>,
 }
 
 impl SimLeg {
-    pub fn new(rt: &Rt, pool: &Pool, sectors: u64, seed: u64) -> Rc<SimLeg> {
+    pub(crate) fn new(rt: &Rt, pool: &Pool, sectors: u64, seed: u64) -> Rc<SimLeg> {
         Rc::new_cyclic(|me| SimLeg {
             me: me.clone(),
             rt: rt.clone(),
@@ -98,7 +98,7 @@ impl SimLeg {
         })
     }
 
-    pub fn peek(&self, sector: u64) -> [u8; 512] {
+    pub(crate) fn peek(&self, sector: u64) -> [u8; 512] {
         self.current
             .borrow()
             .get(&sector)
@@ -106,18 +106,18 @@ impl SimLeg {
             .unwrap_or([0; 512])
     }
 
-    pub fn poke(&self, sector: u64, bytes: &[u8; 512]) {
+    pub(crate) fn poke(&self, sector: u64, bytes: &[u8; 512]) {
         self.current.borrow_mut().insert(sector, *bytes);
         self.durable.borrow_mut().insert(sector, *bytes);
     }
 
-    pub fn bytes(&self, sector: u64, sectors: u64) -> Vec<u8> {
+    pub(crate) fn bytes(&self, sector: u64, sectors: u64) -> Vec<u8> {
         (sector..sector + sectors)
             .flat_map(|s| self.peek(s))
             .collect()
     }
 
-    pub fn blank(&self) {
+    pub(crate) fn blank(&self) {
         self.current.borrow_mut().clear();
         self.durable.borrow_mut().clear();
         self.unflushed.borrow_mut().clear();
@@ -133,7 +133,7 @@ impl SimLeg {
 
     /// Power goes and comes: of what was not flushed any granules survive. What was under way is
     /// gone. A living initiator hears of it.
-    pub fn power_cycle(&self, tell: bool) {
+    pub(crate) fn power_cycle(&self, tell: bool) {
         self.lose_cache();
         self.end_queue(|_| false);
         if tell {
@@ -159,7 +159,7 @@ impl SimLeg {
     }
 
     /// The node died: what was under way arrives or does not.
-    pub fn node_died(&self) {
+    pub(crate) fn node_died(&self) {
         self.end_queue(|leg| leg.rng.chance(50));
         self.events.borrow_mut().clear();
         *self.waker.borrow_mut() = None;
@@ -176,17 +176,17 @@ impl SimLeg {
         }
     }
 
-    pub fn go_down(&self) {
+    pub(crate) fn go_down(&self) {
         self.down.set(true);
         self.end_queue(|leg| leg.rng.chance(50));
     }
 
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.hung.set(true);
     }
 
     /// What was sent during the hang arrives now, each at a time of its own.
-    pub fn unhang(&self) {
+    pub(crate) fn unhang(&self) {
         self.hung.set(false);
         for id in std::mem::take(&mut *self.stalled.borrow_mut()) {
             self.finish_after(id, Duration::from_millis(self.rng.below(2500)));
@@ -338,15 +338,15 @@ impl BlockDevice for SimLeg {
 }
 
 /// Remembers across crashes; a record takes up to 20 ms to last.
-pub struct SimWitness {
-    pub rt: Rt,
-    pub last: RefCell<Option<WitnessRecord>>,
-    pub log: RefCell<Vec<WitnessRecord>>,
-    pub delay_ms: Cell<u64>,
+pub(crate) struct SimWitness {
+    pub(crate) rt: Rt,
+    pub(crate) last: RefCell<Option<WitnessRecord>>,
+    pub(crate) log: RefCell<Vec<WitnessRecord>>,
+    pub(crate) delay_ms: Cell<u64>,
 }
 
 impl SimWitness {
-    pub fn new(rt: &Rt) -> Rc<SimWitness> {
+    pub(crate) fn new(rt: &Rt) -> Rc<SimWitness> {
         Rc::new(SimWitness {
             rt: rt.clone(),
             last: RefCell::default(),
@@ -358,7 +358,7 @@ impl SimWitness {
 
 /// The witness as arrays take it.
 #[derive(Clone)]
-pub struct Shared(pub Rc<SimWitness>);
+pub(crate) struct Shared(pub(crate) Rc<SimWitness>);
 
 impl Witness for Shared {
     fn record(&self, record: WitnessRecord) -> LocalFuture<Result<(), WitnessError>> {

@@ -25,7 +25,7 @@ use crate::sweep::within;
 use crate::taint::TaintId;
 use blockdev::path::{Command, CommandError, Control, ControlError, Isid, LoginAs};
 use blockdev::{
-    completion, Completion, Done, Instant, IoCtx, IoError, Kind, PathCause, Promise, Refusal,
+    completion, Completion, Done, Instant, IoCtx, IoError, Kind, PathCause, Promise, Refusal, Seq,
 };
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -41,9 +41,8 @@ const ATTENTIONS_MAX: u32 = 8;
 
 struct Waiter {
     promise: Promise,
-    /// Taints below this and mutating attempts below that must be gone.
-    taints: TaintId,
-    attempts: u64,
+    /// Taints and attempts of mutating operations before this one must be gone.
+    limit: Seq,
     since: Instant,
     deadline: Instant,
     /// The stall clock then: our own stalls extend both.
@@ -96,16 +95,14 @@ impl Inner {
             self.drop_taints_of(|_| true);
             return Completion::ready(Ok(Done::Fenced));
         }
-        let taints = self.taints.borrow().next_id();
-        let attempts = self.next_attempt.get();
-        if self.fence.is_earlier_done.get() && self.is_settled(taints, attempts) {
+        let limit = Seq(self.next_seq.get());
+        if self.fence.is_earlier_done.get() && self.is_settled(limit) {
             return Completion::ready(Ok(Done::Fenced));
         }
         let (promise, completion) = completion::pair();
         self.fence.waiters.borrow_mut().push(Waiter {
             promise,
-            taints,
-            attempts,
+            limit,
             since: self.rt.now(),
             deadline: ctx.deadline,
             stall_mark: self.sweep.stall(),
@@ -118,14 +115,14 @@ impl Inner {
         completion
     }
 
-    /// Whether nothing older than the limits is unanswered.
-    fn is_settled(&self, taints: TaintId, attempts: u64) -> bool {
-        !self.taints.borrow().any_before(taints)
+    /// Whether nothing of an operation before `limit` is unanswered.
+    fn is_settled(&self, limit: Seq) -> bool {
+        !self.taints.borrow().any_before(limit)
             && !self
                 .attempts
                 .borrow()
                 .iter()
-                .any(|(_, a)| a.mutation.is_some() && a.seq < attempts)
+                .any(|(_, a)| a.mutation.is_some() && a.op < limit)
     }
 
     /// Starts the fence unless it runs.
@@ -264,9 +261,7 @@ impl Inner {
         };
         self.conclude(live.epoch, limit, fencing.barrier);
         self.drop_taints_of(|epoch| epoch < next_epoch && !open.contains(&epoch));
-        if relogin {
-            self.fence.is_earlier_done.set(true);
-        }
+        self.fence.is_earlier_done.set(true);
         Ok(format!("{what}, grade {}", fencing.grade.as_str()))
     }
 
@@ -527,9 +522,8 @@ impl Inner {
             return;
         }
         let waiters = std::mem::take(&mut *self.fence.waiters.borrow_mut());
-        let (done, left): (Vec<Waiter>, Vec<Waiter>) = waiters
-            .into_iter()
-            .partition(|w| self.is_settled(w.taints, w.attempts));
+        let (done, left): (Vec<Waiter>, Vec<Waiter>) =
+            waiters.into_iter().partition(|w| self.is_settled(w.limit));
         self.fence.waiters.borrow_mut().extend(left);
         for waiter in done {
             waiter.promise.complete(Ok(Done::Fenced));

@@ -78,7 +78,7 @@ pub(crate) struct Inner {
     pub(crate) is_closed: Cell<bool>,
     pub(crate) next_epoch: Cell<u64>,
     pub(crate) next_attempt: Cell<u64>,
-    next_seq: Cell<u64>,
+    pub(crate) next_seq: Cell<u64>,
     pub(crate) failovers: Cell<u64>,
     pub(crate) longest_stall: Cell<Duration>,
     /// Hedges allowed on a path that is heard, in fiftieths: 2 % of the requests.
@@ -416,7 +416,7 @@ impl Inner {
                 request.stall_mark = self.sweep.stall();
             }
             if !matches!(state, State::Running) && request.log.is_none() {
-                request.log = Some(Box::default());
+                request.log = Some(Vec::new());
             }
         }
     }
@@ -556,6 +556,7 @@ impl Inner {
                 path: path.index,
                 live: live.clone(),
                 ticket: None,
+                op: request.seq,
                 seq,
                 started: now,
                 stall_mark: self.sweep.stall(),
@@ -569,7 +570,7 @@ impl Inner {
                 is_fua: matches!(request.work, Work::Write { fua: true, .. }),
             };
             if reason != "first" && request.log.is_none() {
-                request.log = Some(Box::default());
+                request.log = Some(Vec::new());
             }
             let token = self.attempts.borrow_mut().insert(attempt);
             request.attempts.push(token);
@@ -678,6 +679,7 @@ impl Inner {
                 range,
                 content,
                 epoch: attempt.live.epoch,
+                op: attempt.op,
             }
         };
         let id = self.add_taint(taint);
@@ -736,7 +738,7 @@ impl Inner {
             self.longest_stall.set(latency);
         }
         let range = request.work.range();
-        let mut attempts = request.log.as_deref().cloned().unwrap_or_default();
+        let mut attempts = request.log.clone().unwrap_or_default();
         if let (Err(error), true) = (result, attempts.is_empty()) {
             attempts.push(AttemptLog {
                 portal: "-".into(),
@@ -783,6 +785,6 @@ impl Inner {
             end: Some(self.rt.now() - request.begun),
             result: result.err().unwrap_or_else(|| "ok".into()),
         };
-        request.log.get_or_insert_with(Box::default).push(entry);
+        request.log.get_or_insert_with(Vec::new).push(entry);
     }
 }

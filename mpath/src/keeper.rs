@@ -228,7 +228,7 @@ impl Inner {
         self.changed.notify();
         match self.prove(path, &live).await {
             Ok(()) => {
-                self.into_service(path);
+                self.begin_service(path);
                 Ok(live)
             }
             Err(unfit) => {
@@ -446,7 +446,7 @@ impl Inner {
         Ok(())
     }
 
-    fn into_service(&self, path: &Rc<Path>) {
+    fn begin_service(&self, path: &Rc<Path>) {
         let now = self.rt.now();
         path.phase.set(Phase::Serving);
         path.last_ok.set(now);

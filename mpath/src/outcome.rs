@@ -123,6 +123,7 @@ impl Inner {
                         range,
                         content,
                         epoch: attempt.live.epoch,
+                        op: attempt.op,
                     });
                 }
             }

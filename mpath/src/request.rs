@@ -112,7 +112,7 @@ pub(crate) struct Request {
     pub(crate) pauses: u32,
     pub(crate) repeats: u32,
     /// It had to wait for more than its one answer.
-    pub(crate) log: Option<Box<Vec<AttemptLog>>>,
+    pub(crate) log: Option<Vec<AttemptLog>>,
 }
 
 impl Request {
@@ -169,6 +169,8 @@ pub(crate) struct Attempt {
     pub(crate) path: usize,
     pub(crate) live: Live,
     pub(crate) ticket: Option<Ticket>,
+    /// The operation it belongs to.
+    pub(crate) op: Seq,
     /// Ascending over all attempts of the device.
     pub(crate) seq: u64,
     pub(crate) started: Instant,

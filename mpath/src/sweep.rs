@@ -80,12 +80,12 @@ impl Timed for Inner {
             self.sweep.stall.set(self.sweep.stall.get() + lateness.0);
             self.sweep.stall_counted.set(now);
         }
-        if token == TOKEN_JUDGE && !is_stall || !judges_stall {
-            self.sweep.is_settling.set(false);
-            return self.judge(now);
-        }
         if token == TOKEN_DUE {
             self.sweep.armed.set(Instant::FAR);
+        }
+        if !judges_stall || (token == TOKEN_JUDGE && !is_stall) {
+            self.sweep.is_settling.set(false);
+            return self.judge(now);
         }
         if self.sweep.is_settling.replace(true) && token == TOKEN_DUE {
             return;

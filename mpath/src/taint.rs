@@ -7,7 +7,7 @@
 //!
 //! The pages of a tainted write stay alive here: they are what "equal" is judged by.
 
-use blockdev::{IoVec, Sector, SECTOR_BYTES};
+use blockdev::{IoVec, Sector, Seq, SECTOR_BYTES};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -26,6 +26,8 @@ pub(crate) struct Taint {
     pub(crate) content: Content,
     /// Epoch of the session it was sent on.
     pub(crate) epoch: u64,
+    /// The operation it belongs to.
+    pub(crate) op: Seq,
 }
 
 /// Names a taint: ascending in the order of creation.
@@ -50,11 +52,6 @@ impl Taints {
         self.by_start.len()
     }
 
-    /// Taints created from now on have this id or a higher one.
-    pub(crate) fn next_id(&self) -> TaintId {
-        TaintId(self.next)
-    }
-
     pub(crate) fn add(&mut self, taint: Taint) -> TaintId {
         assert!(taint.range.start < taint.range.end, "an empty taint");
         if self.by_start.is_empty() {
@@ -77,9 +74,9 @@ impl Taints {
         self.by_start.iter().map(|((_, id), t)| (TaintId(*id), t))
     }
 
-    /// Whether any taint is older than `limit`.
-    pub(crate) fn any_before(&self, limit: TaintId) -> bool {
-        self.starts.keys().next().is_some_and(|&id| id < limit.0)
+    /// Whether any belongs to an operation before `limit`.
+    pub(crate) fn any_before(&self, limit: Seq) -> bool {
+        self.by_start.values().any(|t| t.op < limit)
     }
 
     fn overlapping<'a>(
@@ -150,6 +147,7 @@ mod tests {
             range: Sector(8).span(3),
             content: data(&pool, &[1, 2, 3]),
             epoch: 7,
+            op: Seq(1),
         });
         let none: Vec<u64> = vec![];
         assert_eq!(conflicts(&taints, 8, &data(&pool, &[1, 2, 3]), 3), none);
@@ -175,7 +173,7 @@ mod tests {
             let mut kept = Vec::new();
             for (n, (start, length)) in ranges.iter().enumerate() {
                 let range = Sector(*start).span(*length);
-                let id = taints.add(Taint { range: range.clone(), content: Content::Zeroes, epoch: 0 });
+                let id = taints.add(Taint { range: range.clone(), content: Content::Zeroes, epoch: 0, op: Seq(0) });
                 kept.push((n, id, range));
             }
             kept.retain(|(n, id, _)| !removed[*n] || { taints.remove(*id); false });

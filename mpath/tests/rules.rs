@@ -122,8 +122,8 @@ fn rule_4_lio_is_fenced_by_an_ordered_command() {
     );
     rig.san.set_hung(false);
     rig.world.block_on(fence).unwrap();
-    assert_eq!(rig.san.backlog(), 0);
     assert!(first.try_take().is_some_and(|r| r.is_ok()));
+    assert_eq!(rig.device.snapshot().tainted_ranges, 0);
     assert_eq!(rig.device.snapshot().fence, FenceGrade::Assumed);
 }
 

@@ -251,6 +251,7 @@ fn open(world: &VirtualRt, san: &San) -> Rc<MultipathDevice> {
             opened = world.spawn_handle(async move { device.opened(Instant::FAR).await });
         }
         if turn == 50 {
+            san.set_hung(false);
             san.set_link(0, Link::Up);
             san.set_link(1, Link::Up);
         }

@@ -106,6 +106,9 @@ impl Default for Network {
     }
 }
 
+/// A status, and key/asc/ascq with it.
+type Injected = (u8, Option<(u8, u8, u8)>);
+
 /// A connection with both its ends.
 pub(crate) struct Conn {
     pub(crate) network: usize,
@@ -117,7 +120,7 @@ pub(crate) struct Conn {
     is_open: bool,
     is_in: bool,
     has_attention: bool,
-    injected: Option<(u8, Option<(u8, u8, u8)>)>,
+    injected: Option<Injected>,
     /// Headers whose data has not come.
     waiting_data: BTreeMap<u64, Command>,
 }

@@ -7,6 +7,8 @@
 //! [`report`] are the objects of `--json`, [`render`] their text.
 
 pub mod admin;
+pub mod antler;
+pub mod assemble;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -16,11 +18,16 @@ pub mod events;
 pub mod exit;
 pub mod histogram;
 pub mod http;
+pub mod load;
 pub mod model;
+pub mod node;
+pub mod offline;
 pub mod ops;
+pub mod probe;
 pub mod render;
 pub mod report;
 pub mod run;
 #[cfg(test)]
 mod samples;
 pub mod system;
+pub mod volumes;

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use chunkserver::ops::Unassembled;
+use chunkserver::antler::Antler;
 
 fn main() -> ExitCode {
-    let status = chunkserver::run::run(std::env::args_os(), &Unassembled);
+    let status = chunkserver::run::run(std::env::args_os(), &Antler);
     ExitCode::from(u8::from(status))
 }

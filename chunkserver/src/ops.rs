@@ -6,7 +6,7 @@
 
 use crate::cli::{BenchChunk, BenchDevice, BenchIscsi, Claim, Import};
 use crate::config::{Config, HostPort, Iscsi, Problem};
-use crate::control::{Command, ShardPort};
+use crate::control::ShardPort;
 use crate::exit::Failure;
 use crate::report::*;
 
@@ -71,112 +71,12 @@ pub trait Ops {
     /// Brings the format up to date.
     fn volume_upgrade(&self, config: &Config, volume: &str) -> Result<VolumeChanged, Failure>;
 
-    /// Loads one path.
-    fn bench_iscsi(
-        &self,
-        config: Option<&Config>,
-        args: &BenchIscsi,
-    ) -> Result<BenchReport, Failure>;
+    /// Loads one path. What `args` leave open is as in `iscsi`.
+    fn bench_iscsi(&self, iscsi: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, Failure>;
 
     /// Loads a device through all its paths.
     fn bench_device(&self, config: &Config, args: &BenchDevice) -> Result<BenchReport, Failure>;
 
     /// Loads a chunkserver.
     fn bench_chunk(&self, args: &BenchChunk) -> Result<BenchReport, Failure>;
-}
-
-/// No layers at all: the control plane by itself. `serve` waits for its end; all else fails and says so.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Unassembled;
-
-impl Unassembled {
-    fn refuse<T>() -> Result<T, Failure> {
-        Err(Failure::problem("this build contains no data plane"))
-    }
-}
-
-impl Ops for Unassembled {
-    fn check(&self, _: &Config) -> Vec<Problem> {
-        Vec::new()
-    }
-
-    fn serve(&self, _: &Config, mut port: ShardPort) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .map_err(|e| Failure::problem(e.to_string()))?;
-        runtime.block_on(async {
-            while let Some(call) = port.next_call().await {
-                match call.command {
-                    Command::Stop => break,
-                    Command::Admin(_) => call.answer(Self::refuse()),
-                    Command::Reload(_) => {}
-                }
-            }
-        });
-        Ok(())
-    }
-
-    fn discover(&self, portals: &[HostPort], _: &Iscsi) -> Vec<Result<Discovery, Failure>> {
-        portals.iter().map(|_| Self::refuse()).collect()
-    }
-
-    fn device_info(&self, _: &Config, _: &str) -> Result<DeviceInfo, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_create(
-        &self,
-        _: &Config,
-        _: &str,
-        _: bool,
-        _: bool,
-    ) -> Result<VolumeCreated, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_info(&self, _: &Config, _: Option<&str>) -> Result<Vec<VolumeInfo>, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_check(&self, _: &Config, _: &str, _: bool, _: bool) -> Result<VolumeCheck, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_export(
-        &self,
-        _: &Config,
-        _: &str,
-        _: &std::path::Path,
-        _: Option<u64>,
-    ) -> Result<Exported, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_import(&self, _: &Config, _: &Import) -> Result<Imported, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_claim(&self, _: &Config, _: &Claim) -> Result<VolumeChanged, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_grow(&self, _: &Config, _: &str) -> Result<VolumeChanged, Failure> {
-        Self::refuse()
-    }
-
-    fn volume_upgrade(&self, _: &Config, _: &str) -> Result<VolumeChanged, Failure> {
-        Self::refuse()
-    }
-
-    fn bench_iscsi(&self, _: Option<&Config>, _: &BenchIscsi) -> Result<BenchReport, Failure> {
-        Self::refuse()
-    }
-
-    fn bench_device(&self, _: &Config, _: &BenchDevice) -> Result<BenchReport, Failure> {
-        Self::refuse()
-    }
-
-    fn bench_chunk(&self, _: &BenchChunk) -> Result<BenchReport, Failure> {
-        Self::refuse()
-    }
 }

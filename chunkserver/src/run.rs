@@ -426,8 +426,7 @@ impl Runner<'_> {
         let report = match command {
             BenchCommand::Iscsi(args) => {
                 refuse(args.load.rw.writes(), args.destructive, &unit(args))?;
-                self.ops
-                    .bench_iscsi(self.optional_config()?.as_ref(), args)?
+                self.ops.bench_iscsi(&self.iscsi_defaults()?, args)?
             }
             BenchCommand::Device(args) => {
                 refuse(args.load.rw.writes(), args.destructive, &args.name)?;

@@ -6,7 +6,7 @@
 //! which it shares its granules.
 //!
 //! Volumes come and go while the node serves: [`Volumes::put`] tells the master of the chunks that
-//! appeared, [`Volumes::take`] of those that went.
+//! appeared.
 
 use blockdev::{IoVec, Rt};
 use chunk_api::{
@@ -67,8 +67,11 @@ impl Volumes {
         service: Service,
         announce: bool,
     ) {
-        let volume =
-            Rc::new(Volume { name: name.to_owned(), chunks, service: Cell::new(service) });
+        let volume = Rc::new(Volume {
+            name: name.to_owned(),
+            chunks,
+            service: Cell::new(service),
+        });
         self.list.borrow_mut().push(volume.clone());
         if announce {
             for entry in volume.chunks.inventory() {
@@ -92,15 +95,9 @@ impl Volumes {
         });
     }
 
-    /// Takes a volume out of service; its chunks are reported as lost.
-    pub fn take(&self, name: &str) {
-        let mut list = self.list.borrow_mut();
-        let Some(at) = list.iter().position(|v| v.name == name) else { return };
-        let volume = list.remove(at);
-        drop(list);
-        for entry in volume.chunks.inventory() {
-            self.reports.push(Report::Lost(entry.id));
-        }
+    /// Takes a volume out of service without a word to the master: it was never told of it.
+    pub fn hide(&self, name: &str) {
+        self.list.borrow_mut().retain(|volume| volume.name != name);
     }
 
     /// Changes what a volume takes; `false` if it is not in service. The chunks are reported
@@ -148,10 +145,16 @@ impl Volumes {
         let free_share = |volume: &Rc<Volume>| {
             let space = volume.chunks.space();
             let free = space.total_bytes.saturating_sub(space.used_bytes);
-            (u128::from(free) << 32).checked_div(u128::from(space.total_bytes)).unwrap_or(0)
+            (u128::from(free) << 32)
+                .checked_div(u128::from(space.total_bytes))
+                .unwrap_or(0)
         };
         // `max_by_key` takes the last of equals; the first in the configuration is meant.
-        active.rev().max_by_key(|v| free_share(v)).cloned().ok_or(ChunkError::NoSpace)
+        active
+            .rev()
+            .max_by_key(|v| free_share(v))
+            .cloned()
+            .ok_or(ChunkError::NoSpace)
     }
 
     fn on_holder<T: 'static>(
@@ -226,7 +229,9 @@ impl Chunks for Volumes {
     }
 
     fn open(&self, id: ChunkId, version: ChunkVersion) -> Result<u16, ChunkError> {
-        self.holder(id).ok_or(ChunkError::NoChunk)?.open(id, version)
+        self.holder(id)
+            .ok_or(ChunkError::NoChunk)?
+            .open(id, version)
     }
 
     fn read(
@@ -249,7 +254,9 @@ impl Chunks for Volumes {
         data: IoVec,
         crc: u32,
     ) -> Reply<()> {
-        self.on_holder(id, |chunks| chunks.write(id, version, block, offset, data, crc))
+        self.on_holder(id, |chunks| {
+            chunks.write(id, version, block, offset, data, crc)
+        })
     }
 
     fn finish(&self, id: ChunkId) -> Reply<()> {
@@ -302,7 +309,13 @@ impl Chunks for Volumes {
         let mut all: Vec<ChunkEntry> = Vec::new();
         for volume in self.list.borrow().iter() {
             let removing = volume.is_removing();
-            all.extend(volume.chunks.inventory().into_iter().map(|e| ChunkEntry { removing, ..e }));
+            all.extend(
+                volume
+                    .chunks
+                    .inventory()
+                    .into_iter()
+                    .map(|e| ChunkEntry { removing, ..e }),
+            );
         }
         // Highest version first within an id; the others are not told to the master.
         all.sort_unstable_by_key(|e| (e.id, std::cmp::Reverse(e.version)));
@@ -316,7 +329,11 @@ impl Chunks for Volumes {
             let space = volume.chunks.space();
             let (used, total, chunks) = if volume.is_removing() {
                 let s = &mut sum;
-                (&mut s.removing_used_bytes, &mut s.removing_total_bytes, &mut s.removing_chunks)
+                (
+                    &mut s.removing_used_bytes,
+                    &mut s.removing_total_bytes,
+                    &mut s.removing_chunks,
+                )
             } else {
                 (&mut sum.used_bytes, &mut sum.total_bytes, &mut sum.chunks)
             };

@@ -25,6 +25,11 @@ pub enum FenceGrade {
 }
 
 impl FenceGrade {
+    /// The grade of a unit when the configuration leaves the fence to us.
+    pub fn of(unit: &UnitIdentity) -> FenceGrade {
+        fencing(FencePolicy::Auto, unit).grade
+    }
+
     /// The word in tables and JSON.
     pub fn as_str(self) -> &'static str {
         match self {

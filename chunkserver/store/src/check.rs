@@ -38,6 +38,19 @@ pub enum ProblemKind {
     Journal,
 }
 
+impl ProblemKind {
+    /// The word in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProblemKind::Checksum => "checksum",
+            ProblemKind::Metadata => "metadata",
+            ProblemKind::References => "references",
+            ProblemKind::Directory => "directory",
+            ProblemKind::Journal => "journal",
+        }
+    }
+}
+
 /// Something wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {

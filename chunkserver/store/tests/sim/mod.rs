@@ -140,8 +140,23 @@ impl Disk {
         }
     }
 
-    pub fn unflushed(&self) -> usize {
-        self.cached.len() + self.pending.len()
+    /// Everything answered reaches the medium.
+    pub fn flush_all(&mut self) {
+        self.flush(u64::MAX);
+    }
+
+    /// Stands for the content.
+    pub fn digest(&self) -> u32 {
+        let mut all = Vec::new();
+        for (sector, bytes) in &self.durable {
+            all.extend(sector.to_le_bytes());
+            all.extend(bytes);
+        }
+        for write in &self.cached {
+            all.extend(write.at.to_le_bytes());
+            all.extend(&write.data);
+        }
+        chunk_api::crc::crc32(&all)
     }
 
     /// Damages a sector that holds something; returns which.

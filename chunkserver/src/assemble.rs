@@ -1,0 +1,328 @@
+//! Where the layers meet: from the configuration to devices.
+//!
+//! The only file that names the initiator, the path selector and the local device together:
+//! portals become paths, paths a unit, a file or disk a device. What the rest of the program gets is a
+//! [`Leg`], a [`BlockDevice`] with a few more abilities.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockdev::driver::local::{LocalDevice, LocalOptions};
+use blockdev::path::{Isid, PathPort};
+use blockdev::{BlockDevice, Pool, Rt};
+use iscsi_initiator::establish::Initiator;
+use iscsi_initiator::isid::Role;
+use iscsi_initiator::login::chap::{Algorithm, ChapConfig, Secret};
+use iscsi_initiator::login::keys::{DigestWish, Offer};
+use iscsi_initiator::name::Portal;
+use iscsi_initiator::path::{IscsiPort, PortConfig};
+use iscsi_initiator::tcp::TcpNet;
+use mpath::MultipathDevice;
+
+use crate::config::{self, ChapAlgorithm, Device, DeviceKind, Digest, Iscsi, IscsiDevice};
+use crate::exit::Failure;
+
+/// What every object of a shard is made with.
+#[derive(Clone)]
+pub struct Base {
+    /// Time and tasks.
+    pub rt: Rt,
+    /// Payload memory.
+    pub pool: Pool,
+}
+
+/// How a device is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opening {
+    /// A file with a `size` is made if it does not exist.
+    pub create: bool,
+    /// Another leg stands beside it.
+    pub in_mirror: bool,
+}
+
+/// A configured device at work.
+#[derive(Clone)]
+pub enum Leg {
+    /// A unit by its paths.
+    Unit(Rc<MultipathDevice>),
+    /// A file or disk.
+    Local(Rc<LocalDevice>),
+}
+
+impl Leg {
+    /// Opens `device`. A unit is returned at once, while it logs in; see [`Leg::ready`].
+    ///
+    /// The failure says which device, why, and what to do.
+    pub async fn open(base: &Base, device: &Device, how: Opening) -> Result<Leg, Failure> {
+        match &device.kind {
+            DeviceKind::Iscsi(unit) => unit_of(base, device, unit, how.in_mirror).map(Leg::Unit),
+            DeviceKind::Local(local) => {
+                let options = LocalOptions {
+                    create_bytes: local.size_bytes.filter(|_| how.create),
+                    ..LocalOptions::new(&local.path)
+                };
+                match LocalDevice::open(&base.rt, &base.pool, &options).await {
+                    Ok(leg) => Ok(Leg::Local(Rc::new(leg))),
+                    Err(e) => Err(Failure::problem(format!("device {}: {e}", device.name))),
+                }
+            }
+        }
+    }
+
+    /// Waits until `patience` is over for a first path. A unit that is not reached goes on trying.
+    pub async fn ready(&self, rt: &Rt, patience: Duration) -> Result<(), Failure> {
+        match self {
+            Leg::Unit(unit) => match unit.opened(rt.now() + patience).await {
+                Ok(()) => Ok(()),
+                Err(e) => Err(Failure::unreachable(e.to_string())),
+            },
+            Leg::Local(_) => Ok(()),
+        }
+    }
+
+    /// As the layer above sees it.
+    pub fn block(&self) -> Rc<dyn BlockDevice> {
+        match self {
+            Leg::Unit(unit) => unit.clone(),
+            Leg::Local(local) => local.clone(),
+        }
+    }
+
+    /// Ends its sessions, or lets go of the file.
+    pub async fn close(self) {
+        match self {
+            Leg::Unit(unit) => unit.close().await,
+            Leg::Local(local) => {
+                // Whoever holds another reference lets go of the file by dropping it.
+                if let Ok(local) = Rc::try_unwrap(local) {
+                    local.close().await;
+                }
+            }
+        }
+    }
+
+    /// ISIDs under which it writes.
+    pub fn isids(&self) -> Vec<Isid> {
+        match self {
+            Leg::Unit(unit) => unit.isids(),
+            Leg::Local(_) => Vec::new(),
+        }
+    }
+}
+
+/// Begins to log in on every path of a unit.
+pub fn unit_of(
+    base: &Base,
+    device: &Device,
+    unit: &IscsiDevice,
+    in_mirror: bool,
+) -> Result<Rc<MultipathDevice>, Failure> {
+    let ports = ports(base, &device.name, unit, Role::Serve)?;
+    Ok(unit_on(base, device, unit, ports, in_mirror))
+}
+
+/// The same over ports of any role.
+pub fn unit_on(
+    base: &Base,
+    device: &Device,
+    unit: &IscsiDevice,
+    ports: Vec<IscsiPort>,
+    in_mirror: bool,
+) -> Rc<MultipathDevice> {
+    let ports = ports
+        .into_iter()
+        .map(|port| Rc::new(port) as Rc<dyn PathPort>)
+        .collect();
+    let config = multipath_config(device, unit, in_mirror);
+    Rc::new(MultipathDevice::new(base.rt.clone(), config, ports))
+}
+
+/// The ports of a unit, in the order of the configuration.
+pub fn ports(
+    base: &Base,
+    device: &str,
+    unit: &IscsiDevice,
+    role: Role,
+) -> Result<Vec<IscsiPort>, Failure> {
+    let initiator = initiator(base, &unit.iscsi)?;
+    let port = |way: &config::Portal| {
+        let config = PortConfig {
+            portal: portal(&way.address, device)?,
+            source: way.source,
+            target: unit.target.clone(),
+            lun: u64::from(unit.lun),
+            role,
+            shard: 0,
+        };
+        IscsiPort::new(initiator.clone(), config).ok_or_else(|| {
+            Failure::usage(format!("device {device}: LUN {} is above 16383", unit.lun))
+        })
+    };
+    unit.portals.iter().map(port).collect()
+}
+
+/// A portal in numbers.
+pub fn portal(address: &config::HostPort, whose: &str) -> Result<Portal, Failure> {
+    let numeric = address.host.parse().map_err(|_| {
+        Failure::usage(format!(
+            "{whose}: portal {address} must be a numeric address, for a path has to lead where the \
+             configuration says"
+        ))
+    })?;
+    Ok(Portal {
+        address: numeric,
+        port: address.port,
+    })
+}
+
+/// An initiator with these settings.
+pub fn initiator(base: &Base, iscsi: &Iscsi) -> Result<Initiator, Failure> {
+    let net = Rc::new(TcpNet);
+    let mut initiator = Initiator::new(
+        base.rt.clone(),
+        net,
+        base.pool.clone(),
+        &iscsi.initiator_name,
+    );
+    initiator.offer = Offer {
+        header_digest: digest(iscsi.header_digest),
+        data_digest: digest(iscsi.data_digest),
+        ..Offer::default()
+    };
+    initiator.chap = match &iscsi.chap {
+        None => None,
+        Some(own) => {
+            let secret = |s: &config::Secret| {
+                Secret::new(s.expose().as_bytes().to_vec())
+                    .map_err(|e| Failure::usage(format!("[iscsi] {e}")))
+            };
+            let target = match &iscsi.target_chap {
+                Some(target) => Some((target.user.clone(), secret(&target.secret)?)),
+                None => None,
+            };
+            let algorithms: Vec<Algorithm> = iscsi
+                .chap_algorithms
+                .iter()
+                .copied()
+                .map(algorithm)
+                .collect();
+            let chap = ChapConfig::new(&own.user, secret(&own.secret)?, target, &algorithms)
+                .map_err(|e| Failure::usage(format!("[iscsi] {e}")))?;
+            Some(chap)
+        }
+    };
+    Ok(initiator)
+}
+
+fn digest(wish: Digest) -> DigestWish {
+    match wish {
+        Digest::None => DigestWish::None,
+        Digest::Crc32c => DigestWish::Crc32c,
+        Digest::PreferCrc32c => DigestWish::PreferCrc32c,
+        Digest::PreferNone => DigestWish::PreferNone,
+    }
+}
+
+fn algorithm(of: ChapAlgorithm) -> Algorithm {
+    match of {
+        ChapAlgorithm::Md5 => Algorithm::Md5,
+        ChapAlgorithm::Sha1 => Algorithm::Sha1,
+        ChapAlgorithm::Sha256 => Algorithm::Sha256,
+        ChapAlgorithm::Sha3256 => Algorithm::Sha3_256,
+    }
+}
+
+/// What the configuration says of a unit's paths, in the words of `mpath`.
+pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) -> mpath::Config {
+    use config::{Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Selector};
+    let m = &unit.multipath;
+    let mut config = mpath::Config::new(&device.name, &unit.iscsi.initiator_name);
+    config.wwid = device.wwid.clone();
+    config.grouping = match m.path_grouping_policy {
+        GroupingPolicy::Failover => mpath::Grouping::Failover,
+        GroupingPolicy::Multibus => mpath::Grouping::Multibus,
+        GroupingPolicy::GroupBySerial => mpath::Grouping::BySerial,
+        GroupingPolicy::GroupByPrio => mpath::Grouping::ByPrio,
+        GroupingPolicy::GroupByNodeName => mpath::Grouping::ByNodeName,
+        GroupingPolicy::GroupByTpg => mpath::Grouping::ByTpg,
+    };
+    config.selector = match m.path_selector {
+        Selector::RoundRobin => mpath::SelectorKind::RoundRobin,
+        Selector::QueueLength => mpath::SelectorKind::QueueLength,
+        Selector::ServiceTime | Selector::HistoricalServiceTime { .. } | Selector::IoAffinity => {
+            mpath::SelectorKind::ServiceTime
+        }
+    };
+    config.failback = match m.failback {
+        Failback::Immediate | Failback::Followover => mpath::Failback::Immediate,
+        Failback::Manual => mpath::Failback::Manual,
+        Failback::After(time) => mpath::Failback::After(time),
+    };
+    config.no_path_retry = match m.no_path_retry {
+        // The default of a mirror's leg: which it is, and whether it is the last, changes as we run.
+        NoPathRetry::Fail if in_mirror => None,
+        NoPathRetry::Fail => Some(mpath::NoPathRetry::Fail),
+        NoPathRetry::Queue => Some(mpath::NoPathRetry::Queue),
+        NoPathRetry::Times(n) => Some(mpath::NoPathRetry::Checks(n)),
+    };
+    config.polling_interval = m.polling_interval;
+    config.max_polling_interval = m.max_polling_interval;
+    config.login_timeout = unit.iscsi.login_timeout;
+    config.fence = match m.fence {
+        Fence::Auto => mpath::FencePolicy::Auto,
+        Fence::Reinstate => mpath::FencePolicy::Reinstate,
+        Fence::Pr => mpath::FencePolicy::Pr,
+        Fence::None => mpath::FencePolicy::None,
+    };
+    config.fence_timeout = m.fence_timeout;
+    config.fence_fail = match m.fence_fail {
+        FenceFail::FailLeg => mpath::FenceFail::FailLeg,
+        FenceFail::Wait => mpath::FenceFail::Wait,
+    };
+    config.fence_assume = m.fence_assume;
+    config
+}
+
+/// Two paths with one ISID would throw each other out: the derived ISIDs of all devices that collide.
+pub fn isid_collisions(config: &config::Config) -> Vec<String> {
+    let mut seen: std::collections::BTreeMap<(String, Isid), String> = Default::default();
+    let mut problems = Vec::new();
+    for device in &config.devices {
+        let DeviceKind::Iscsi(unit) = &device.kind else {
+            continue;
+        };
+        for way in &unit.portals {
+            let Ok(portal) = portal(&way.address, &device.name) else {
+                continue;
+            };
+            let isid = iscsi_initiator::isid::derive(&iscsi_initiator::isid::IsidSource {
+                initiator: &unit.iscsi.initiator_name,
+                target: &unit.target,
+                portal,
+                source: way.source,
+                role: Role::Serve,
+                shard: 0,
+            });
+            let here = format!("device {} portal {portal}", device.name);
+            if let Some(there) = seen.insert((unit.target.clone(), isid), here.clone()) {
+                problems.push(format!(
+                    "{here} and {there} have the same ISID: give one of them another source address"
+                ));
+            }
+        }
+    }
+    problems
+}
+
+/// The pool of a shard, within the node's memory limit.
+pub fn pool(config: &config::Config) -> Pool {
+    let c = &config.chunkserver;
+    let bytes = c
+        .memory_bytes
+        .saturating_sub(c.cache_bytes)
+        .max(MIN_POOL_BYTES);
+    Pool::new(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// Below this a few connections would starve each other.
+const MIN_POOL_BYTES: u64 = 64 << 20;

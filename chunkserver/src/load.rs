@@ -1,0 +1,398 @@
+//! `antler bench`: the load generators with their arguments and results.
+//!
+//! Sessions use the role `tool`, so that a bench beside a running node ends none of its sessions. `bench device`
+//! refuses to write to a device while a node has it, by the lock of `data_path`.
+
+use std::io::Write;
+use std::net::SocketAddrV4;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockdev::{BlockDevice, IoCtx, IoVec, Op, Pool, Rt, Sector};
+use chunk_api::{ChunkId, ChunkVersion};
+use iscsi_initiator::bench as iscsi;
+use iscsi_initiator::isid::Role;
+use iscsi_initiator::path::PortConfig;
+use moosefs::bench as chunk;
+use moosefs::player::{Player, Script};
+
+use crate::assemble::{self, Base};
+use crate::cli::{BenchChunk, BenchDevice, BenchIscsi, Load, Rw};
+use crate::config::{self, ChapUser, Config, DeviceKind, Digest, HostPort, Iscsi};
+use crate::exit::Failure;
+use crate::node::data_path::DataPath;
+use crate::probe::{on_shard, unknown_device};
+use crate::report::{BenchReport, CpuSeconds, LatencyUs};
+
+/// Memory of a bench beyond what its depth needs.
+const POOL_BYTES: usize = 256 << 20;
+/// A played master waits so long for a chunkserver.
+const REGISTRATION: Duration = Duration::from_secs(60);
+/// A bench that ends by size alone ends after this all the same.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+fn base(rt: Rt) -> Base {
+    Base {
+        rt,
+        pool: Pool::new(POOL_BYTES),
+    }
+}
+
+fn iscsi_config(load: &Load) -> Result<iscsi::BenchConfig, Failure> {
+    let mode = match load.rw {
+        Rw::Read => iscsi::Mode::Read,
+        Rw::Write => iscsi::Mode::Write,
+        Rw::Randread => iscsi::Mode::RandRead,
+        Rw::Randwrite => iscsi::Mode::RandWrite,
+        Rw::Randrw => iscsi::Mode::RandRw,
+        Rw::Verify => iscsi::Mode::Verify,
+    };
+    Ok(iscsi::BenchConfig {
+        mode,
+        block_bytes: u32::try_from(load.bs)
+            .map_err(|_| Failure::usage(format!("--bs {} is too large", load.bs)))?,
+        iodepth: load.iodepth as usize,
+        runtime: load.runtime_s().map_or(LONGEST, Duration::from_secs_f64),
+        size_bytes: load.size,
+        offset_bytes: load.offset,
+        span_bytes: load.span,
+        seed: load.seed,
+        trace: load.trace.is_some(),
+    })
+}
+
+fn iscsi_report(
+    report: iscsi::Report,
+    bench: &str,
+    trace: Option<&Path>,
+) -> Result<BenchReport, Failure> {
+    if let Some(file) = trace {
+        write_trace(file, report.trace.iter())?;
+    }
+    if let Some(error) = &report.first_error {
+        tracing::warn!("first error: {error}");
+    }
+    let l = &report.lat_us;
+    Ok(BenchReport {
+        bench: bench.to_owned(),
+        rw: report.rw.to_owned(),
+        bs_bytes: u64::from(report.bs_bytes),
+        iodepth: report.iodepth as u32,
+        sessions: report.sessions as u32,
+        elapsed_s: report.elapsed_s,
+        ios: report.ios,
+        bytes: report.bytes,
+        errors: report.errors,
+        verify_errors: report.verify_errors,
+        iops: report.iops,
+        bytes_per_s: report.bytes_per_s,
+        lat_us: LatencyUs {
+            min: l.min,
+            mean: l.mean,
+            p50: l.p50,
+            p90: l.p90,
+            p99: l.p99,
+            p99_9: l.p99_9,
+            max: l.max,
+        },
+        cpu_s: CpuSeconds {
+            user: report.cpu_s.user,
+            system: report.cpu_s.system,
+        },
+        header_digest: Some(report.header_digest.to_owned()),
+        data_digest: Some(report.data_digest.to_owned()),
+    })
+}
+
+fn write_trace<T: std::fmt::Display>(
+    file: &Path,
+    lines: impl Iterator<Item = T>,
+) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::problem(format!("--trace {}: {e}", file.display()));
+    let mut out = std::io::BufWriter::new(std::fs::File::create(file).map_err(failed)?);
+    for line in lines {
+        writeln!(out, "{line}").map_err(failed)?;
+    }
+    out.flush().map_err(failed)
+}
+
+fn bench_failure(error: iscsi::BenchError) -> Failure {
+    use blockdev::path::LoginError;
+    match &error {
+        iscsi::BenchError::Range(_) => Failure::usage(error.to_string()),
+        iscsi::BenchError::Login(LoginError::Unreachable(_) | LoginError::NotReady(_)) => {
+            Failure::unreachable(error.to_string())
+        }
+        iscsi::BenchError::Login(_) => Failure::problem(error.to_string()),
+    }
+}
+
+/// See [`crate::ops::Ops::bench_iscsi`].
+pub fn bench_iscsi(defaults: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, Failure> {
+    let iscsi = iscsi_settings(defaults, args)?;
+    let bench = iscsi_config(&args.load)?;
+    on_shard(|rt| async move {
+        let base = base(rt);
+        let initiator = assemble::initiator(&base, &iscsi)?;
+        let port = PortConfig {
+            portal: assemble::portal(&args.portal, "--portal")?,
+            source: None,
+            target: args.target.clone(),
+            lun: u64::from(args.lun),
+            role: Role::Tool,
+            shard: 0,
+        };
+        let deadline = base.rt.now() + iscsi.login_timeout;
+        let report = iscsi::run_iscsi(&initiator, &port, args.load.sessions, bench, deadline)
+            .await
+            .map_err(bench_failure)?;
+        iscsi_report(report, "iscsi", args.load.trace.as_deref())
+    })
+}
+
+fn iscsi_settings(defaults: &Iscsi, args: &BenchIscsi) -> Result<Iscsi, Failure> {
+    let mut iscsi = defaults.clone();
+    if let Some(name) = &args.initiator_name {
+        iscsi.initiator_name.clone_from(name);
+    }
+    let digest = |word: &str| match word {
+        "crc32c" => Digest::Crc32c,
+        "prefer-crc32c" => Digest::PreferCrc32c,
+        "prefer-none" => Digest::PreferNone,
+        _ => Digest::None,
+    };
+    iscsi.header_digest = digest(&args.header_digest);
+    iscsi.data_digest = digest(&args.data_digest);
+    let user = |user: &Option<String>, file: &Option<std::path::PathBuf>| match (user, file) {
+        (Some(user), Some(file)) => {
+            let here = std::env::current_dir().unwrap_or_default();
+            let secret = config::read_secret(&file.to_string_lossy(), &here, None)
+                .map_err(|e| Failure::usage(e.to_string()))?;
+            Ok(Some(ChapUser {
+                user: user.clone(),
+                secret,
+            }))
+        }
+        _ => Ok(None),
+    };
+    iscsi.chap = user(&args.chap_user, &args.chap_secret_file)?;
+    iscsi.target_chap = user(&args.target_chap_user, &args.target_chap_secret_file)?;
+    Ok(iscsi)
+}
+
+/// A device under load.
+struct DeviceLoad(Rc<dyn BlockDevice>);
+
+impl DeviceLoad {
+    async fn submit(&self, op: Op) -> Result<blockdev::Done, iscsi::LoadError> {
+        self.0
+            .submit(op, IoCtx::foreground())
+            .await
+            .map_err(|e| iscsi::LoadError {
+                is_final: e.kind == blockdev::Kind::Closed,
+                text: e.to_string(),
+            })
+    }
+}
+
+impl iscsi::Load for DeviceLoad {
+    async fn read(&self, at: Sector, sectors: u32) -> Result<IoVec, iscsi::LoadError> {
+        Ok(self.submit(Op::Read { at, sectors }).await?.into_data())
+    }
+
+    async fn write(&self, at: Sector, data: IoVec) -> Result<(), iscsi::LoadError> {
+        let want = blockdev::Durability::Cache;
+        self.submit(Op::Write { at, data, want }).await.map(|_| ())
+    }
+}
+
+/// See [`crate::ops::Ops::bench_device`].
+pub fn bench_device(config: &Config, args: &BenchDevice) -> Result<BenchReport, Failure> {
+    let device = config
+        .device(&args.name)
+        .ok_or_else(|| unknown_device(config, &args.name))?;
+    let bench = iscsi_config(&args.load)?;
+    on_shard(|rt| async move {
+        let base = base(rt);
+        let used = config
+            .volumes
+            .iter()
+            .find(|v| v.legs.contains(&device.name));
+        let _lock = match used {
+            Some(volume) if args.load.rw.writes() => {
+                let fresh = raid::Uuid::random(&base.rt);
+                let lock = DataPath::lock(&config.chunkserver.data_path, fresh);
+                Some(lock.map_err(|e| {
+                    Failure::problem(format!(
+                        "device {} is a leg of volume {}: {e}",
+                        device.name, volume.name
+                    ))
+                })?)
+            }
+            _ => None,
+        };
+        let leg = match &device.kind {
+            DeviceKind::Iscsi(unit) => {
+                let ports = assemble::ports(&base, &device.name, unit, Role::Tool)?;
+                assemble::Leg::Unit(assemble::unit_on(&base, device, unit, ports, false))
+            }
+            DeviceKind::Local(_) => {
+                assemble::Leg::open(&base, device, assemble::Opening::default()).await?
+            }
+        };
+        leg.ready(&base.rt, Duration::from_secs(5)).await?;
+        let bytes = leg.block().geometry().bytes();
+        let loads = (0..args.load.sessions)
+            .map(|_| DeviceLoad(leg.block()))
+            .collect();
+        let report = iscsi::run(&base.rt, &base.pool, loads, bytes, bench)
+            .await
+            .map_err(bench_failure);
+        leg.close().await;
+        iscsi_report(report?, "device", args.load.trace.as_deref())
+    })
+}
+
+/// See [`crate::ops::Ops::bench_chunk`].
+pub fn bench_chunk(args: &BenchChunk) -> Result<BenchReport, Failure> {
+    on_shard(|rt| async move {
+        let base = base(rt);
+        match (&args.server, &args.master) {
+            (Some(server), _) => {
+                let chunks = args
+                    .chunk
+                    .iter()
+                    .map(|&(id, v)| (ChunkId(id), ChunkVersion(v)))
+                    .collect();
+                load_chunks(&base, ipv4(server)?, chunks, args).await
+            }
+            (None, Some(address)) => as_master(&base, ipv4(address)?, args).await,
+            (None, None) => Err(Failure::usage("--server or --master is needed")),
+        }
+    })
+}
+
+fn ipv4(address: &HostPort) -> Result<SocketAddrV4, Failure> {
+    let ip = address.host.parse().map_err(|_| {
+        Failure::usage(format!(
+            "{address}: the MooseFS protocol knows IPv4 addresses only"
+        ))
+    })?;
+    Ok(SocketAddrV4::new(ip, address.port))
+}
+
+/// Plays a master: waits for a server, creates chunks, loads them, deletes them.
+async fn as_master(
+    base: &Base,
+    address: SocketAddrV4,
+    args: &BenchChunk,
+) -> Result<BenchReport, Failure> {
+    let io = |e: std::io::Error| Failure::problem(format!("master at {address}: {e}"));
+    let player = Player::listen(address.into(), Script::default())
+        .await
+        .map_err(io)?;
+    eprintln!("waiting at {address} for a chunkserver to register");
+    let accepted = base
+        .rt
+        .by(base.rt.now() + REGISTRATION, player.accept())
+        .await;
+    let mut server = accepted
+        .map_err(|_| {
+            Failure::unreachable(format!(
+                "no chunkserver registered at {address} within {} s: set its master_host to this address",
+                REGISTRATION.as_secs()
+            ))
+        })?
+        .map_err(io)?;
+    let held: Vec<u64> = server.chunks().iter().map(|entry| entry.id.0).collect();
+    let first = held.iter().max().map_or(1, |id| id + 1);
+    let chunks: Vec<(ChunkId, ChunkVersion)> = (0..u64::from(args.chunks))
+        .map(|n| (ChunkId(first + n), ChunkVersion(1)))
+        .collect();
+    for &(id, version) in &chunks {
+        server.create(id, version).await.map_err(io)?;
+    }
+    let data_port = server.data_port();
+    let loading = load_chunks(base, data_port, chunks.clone(), args);
+    let report = tokio::select! { biased;
+        report = loading => report,
+        lost = server.keep_alive() => Err(io(lost)),
+    };
+    for &(id, _) in &chunks {
+        server.delete(id).await.map_err(io)?;
+    }
+    report
+}
+
+async fn load_chunks(
+    base: &Base,
+    server: SocketAddrV4,
+    chunks: Vec<(ChunkId, ChunkVersion)>,
+    args: &BenchChunk,
+) -> Result<BenchReport, Failure> {
+    let load = &args.load;
+    let mode = load.rw.as_str().parse().map_err(Failure::usage)?;
+    let config = chunk::BenchConfig {
+        server,
+        chunks,
+        mode,
+        block_bytes: u32::try_from(load.bs)
+            .map_err(|_| Failure::usage(format!("--bs {} is too large", load.bs)))?,
+        iodepth: load.iodepth,
+        sessions: load.sessions,
+        runtime: load.runtime_s().map(Duration::from_secs_f64),
+        size_bytes: load.size,
+        offset_bytes: load.offset,
+        span_bytes: load.span,
+        seed: load.seed,
+    };
+    let traced: Rc<std::cell::RefCell<Vec<chunk::Traced>>> = Rc::default();
+    let trace = load.trace.as_ref().map(|_| {
+        let traced = traced.clone();
+        Box::new(move |io| traced.borrow_mut().push(io)) as chunk::Trace
+    });
+    let connector = Rc::new(moosefs::net::TcpConnector);
+    let run = chunk::run(config, base.rt.clone(), base.pool.clone(), connector, trace);
+    let result = run.await.map_err(|e| match e {
+        chunk::BenchError::Usage(text) => Failure::usage(text),
+        other => Failure::unreachable(other.to_string()),
+    })?;
+    if let Some(file) = &load.trace {
+        write_trace(file, traced.borrow().iter())?;
+    }
+    if let Some(error) = &result.first_error {
+        tracing::warn!("first error: {error}");
+    }
+    let l = &result.lat_us;
+    let us = |value: f64| value.round() as u64;
+    Ok(BenchReport {
+        bench: "chunk".to_owned(),
+        rw: result.rw.clone(),
+        bs_bytes: u64::from(result.bs_bytes),
+        iodepth: result.iodepth,
+        sessions: result.sessions,
+        elapsed_s: result.elapsed_s,
+        ios: result.ios,
+        bytes: result.bytes,
+        errors: result.errors,
+        verify_errors: result.verify_errors,
+        iops: result.iops,
+        bytes_per_s: result.bytes_per_s as u64,
+        lat_us: LatencyUs {
+            min: us(l.min),
+            mean: (l.mean * 10.0).round() / 10.0,
+            p50: us(l.p50),
+            p90: us(l.p90),
+            p99: us(l.p99),
+            p99_9: us(l.p99_9),
+            max: us(l.max),
+        },
+        cpu_s: CpuSeconds {
+            user: result.cpu_s.0,
+            system: result.cpu_s.1,
+        },
+        header_digest: None,
+        data_digest: None,
+    })
+}

@@ -1,0 +1,241 @@
+//! Commands of the admin socket that change something, on the shard.
+
+use chunk_api::{ChunkId, ChunkVersion};
+use chunk_store::Store;
+use std::rc::Rc;
+
+use super::volume::VolumeLife;
+use super::Node;
+use crate::admin::{Answer, Ids, LegFill, LegName, PathName, Request};
+use crate::assemble::Leg;
+use crate::clock::Timestamp;
+use crate::exit::Failure;
+use crate::report::{Hold, Quarantine, QuarantineDone, QuarantinedChunk};
+
+impl Node {
+    /// Does what is asked; the answer says what was done.
+    pub(super) async fn obey(&self, request: &Request) -> Result<Answer, Failure> {
+        match request {
+            Request::PathFail(name) => {
+                self.unit(name)?.fail_path(&name.portal).map_err(problem)?;
+                Ok(Answer::done(format!("path {} of {} is out of use", name.portal, name.device)))
+            }
+            Request::PathReinstate(name) => {
+                self.unit(name)?.reinstate_path(&name.portal).map_err(problem)?;
+                Ok(Answer::done(format!("path {} of {} is tried again", name.portal, name.device)))
+            }
+            Request::LegFail(name) => {
+                let (array, _) = self.array(name)?;
+                array.fail(&name.device).await.map_err(problem)?;
+                Ok(Answer::done(format!("leg {} of {} is out", name.device, name.volume)))
+            }
+            Request::LegRemove(name) => {
+                let (array, volume) = self.array(name)?;
+                array.remove(&name.device).await.map_err(problem)?;
+                VolumeLife::mark_attached(volume.slot(&name.device)?, true);
+                Ok(Answer::done(format!("leg {} of {} is forgotten", name.device, name.volume)))
+            }
+            Request::LegAdd(fill) => self.add(fill).await,
+            Request::LegReplace(fill) => {
+                let volume = self.volume(&fill.volume)?;
+                let slot = volume.slot(&fill.device)?;
+                let device = volume.device_of(slot)?;
+                let array = running(&volume)?;
+                array
+                    .replace(&fill.device, &fill.device, device, fill.full, fill.force)
+                    .await
+                    .map_err(problem)?;
+                VolumeLife::mark_attached(slot, true);
+                Ok(Answer::done(format!("leg {} of {} is being filled", fill.device, fill.volume)))
+            }
+            Request::LegRun(name) => {
+                self.volume(&name.volume)?.run_alone(&name.device).map(Answer::done)
+            }
+            Request::QuarantineList {} => Ok(Answer::Quarantine(self.quarantine())),
+            Request::QuarantineRestore(ids) => self.on_quarantined(ids, true).await,
+            Request::QuarantinePurge(ids) => self.on_quarantined(ids, false).await,
+            Request::ScrubStart(_) | Request::ScrubStop(_) | Request::ScrubStatus(_) => {
+                Err(Failure::problem(
+                    "scrub is not available in this version: `antler volume check NAME --data` verifies a \
+                     volume that is not served",
+                ))
+            }
+            Request::Status {} | Request::Paths {} | Request::PathEvents {} | Request::Arrays {} => {
+                Err(Failure::usage("answered from the snapshot"))
+            }
+        }
+    }
+
+    async fn add(&self, fill: &LegFill) -> Result<Answer, Failure> {
+        let volume = self.volume(&fill.volume)?;
+        let slot = volume.slot(&fill.device)?;
+        let array = volume.array.borrow().clone();
+        let Some(array) = array else {
+            if !fill.force {
+                return Err(not_running(&volume));
+            }
+            return volume.choose_loser(&fill.device).map(Answer::done);
+        };
+        let device = volume.device_of(slot)?;
+        array
+            .add(&fill.device, device, fill.full, fill.force)
+            .await
+            .map_err(problem)?;
+        VolumeLife::mark_attached(slot, true);
+        Ok(Answer::done(format!(
+            "leg {} of {} is being brought up to date",
+            fill.device, fill.volume
+        )))
+    }
+
+    fn volume(&self, name: &str) -> Result<Rc<VolumeLife>, Failure> {
+        self.volumes
+            .iter()
+            .find(|v| v.config.name == name)
+            .cloned()
+            .ok_or_else(|| {
+                let known: Vec<&str> = self
+                    .volumes
+                    .iter()
+                    .map(|v| v.config.name.as_str())
+                    .collect();
+                Failure::problem(format!(
+                    "no volume {name:?}; there are: {}",
+                    known.join(", ")
+                ))
+            })
+    }
+
+    fn array(&self, name: &LegName) -> Result<(Rc<raid::Array>, Rc<VolumeLife>), Failure> {
+        let volume = self.volume(&name.volume)?;
+        volume.slot(&name.device)?;
+        Ok((running(&volume)?, volume))
+    }
+
+    fn unit(&self, name: &PathName) -> Result<Rc<mpath::MultipathDevice>, Failure> {
+        let mut slots = self.volumes.iter().flat_map(|v| &v.legs);
+        match slots
+            .find(|slot| slot.device.name == name.device)
+            .map(|slot| slot.leg())
+        {
+            Some(Some(Leg::Unit(unit))) => Ok(unit),
+            Some(Some(Leg::Local(_))) => Err(Failure::problem(format!(
+                "device {} is local: it has no paths",
+                name.device
+            ))),
+            Some(None) => Err(Failure::problem(format!(
+                "device {} is not there",
+                name.device
+            ))),
+            None => Err(Failure::problem(format!(
+                "no volume uses a device {:?}",
+                name.device
+            ))),
+        }
+    }
+
+    fn stores(&self) -> Vec<(String, Rc<Store>)> {
+        let open = |v: &Rc<VolumeLife>| {
+            v.store
+                .borrow()
+                .clone()
+                .map(|store| (v.config.name.clone(), store))
+        };
+        self.volumes.iter().filter_map(open).collect()
+    }
+
+    fn quarantine(&self) -> Quarantine {
+        let mut chunks = Vec::new();
+        for (volume, store) in self.stores() {
+            for held in store.quarantined() {
+                chunks.push((
+                    held.deleted_s,
+                    QuarantinedChunk {
+                        volume: volume.clone(),
+                        chunk: held.id.to_string(),
+                        version: held.version.0,
+                        deleted: Timestamp::from_secs(u64::from(held.deleted_s)).to_string(),
+                        hold: if held.purge_after_s.is_some() {
+                            Hold::Time
+                        } else {
+                            Hold::Hard
+                        },
+                        bytes: held.bytes,
+                        purge_after: held
+                            .purge_after_s
+                            .map(|s| Timestamp::from_secs(s).to_string()),
+                    },
+                ));
+            }
+        }
+        chunks.sort_by(|a, b| b.0.cmp(&a.0));
+        Quarantine {
+            chunks: chunks.into_iter().map(|(_, chunk)| chunk).collect(),
+        }
+    }
+
+    async fn on_quarantined(&self, ids: &Ids, restore: bool) -> Result<Answer, Failure> {
+        let wanted = if ids.ids.is_empty() {
+            let all = self.quarantine().chunks.into_iter();
+            all.map(|c| format!("{}:{:08X}", c.chunk, c.version))
+                .collect()
+        } else {
+            ids.ids.clone()
+        };
+        let (mut done, mut skipped) = (0, Vec::new());
+        for text in wanted {
+            let (id, version) = parse_id(&text)?;
+            let mut outcome = Err("is not held".to_owned());
+            for (_, store) in self.stores() {
+                let result = match restore {
+                    true => store.restore(id, version).await,
+                    false => store.purge(id, version).await,
+                };
+                match result {
+                    Err(chunk_api::ChunkError::NoChunk) => {}
+                    other => {
+                        outcome = other.map_err(|e| e.to_string());
+                        break;
+                    }
+                }
+            }
+            match outcome {
+                Ok(()) => done += 1,
+                Err(why) => skipped.push(format!("{text}: {why}")),
+            }
+        }
+        Ok(Answer::QuarantineDone(QuarantineDone { done, skipped }))
+    }
+}
+
+/// `ID` or `ID:VERSION`, hex; version 0 = any.
+fn parse_id(text: &str) -> Result<(ChunkId, ChunkVersion), Failure> {
+    let (id, version) = text.split_once(':').unwrap_or((text, "0"));
+    let bad = || Failure::usage(format!("{text:?} is no ID or ID:VERSION in hex"));
+    let id = u64::from_str_radix(id, 16).map_err(|_| bad())?;
+    let version = u32::from_str_radix(version, 16).map_err(|_| bad())?;
+    Ok((ChunkId(id), ChunkVersion(version)))
+}
+
+fn running(volume: &Rc<VolumeLife>) -> Result<Rc<raid::Array>, Failure> {
+    volume
+        .array
+        .borrow()
+        .clone()
+        .ok_or_else(|| not_running(volume))
+}
+
+fn not_running(volume: &Rc<VolumeLife>) -> Failure {
+    let why = volume
+        .volume_model()
+        .note
+        .unwrap_or_else(|| "it is being opened".to_owned());
+    Failure::problem(format!(
+        "the array of volume {} does not run: {why}",
+        volume.config.name
+    ))
+}
+
+fn problem(error: impl std::fmt::Display) -> Failure {
+    Failure::problem(error.to_string())
+}

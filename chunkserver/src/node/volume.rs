@@ -1,0 +1,756 @@
+//! The life of one volume: its legs come, an array begins, a store opens, chunks are served.
+//!
+//! One task a volume ([`VolumeLife::run`]) brings it up and keeps looking: as long as no array can begin the
+//! volume waits and says why; once one runs, legs that turn up later are handed to it. A volume that cannot be
+//! served never holds up another. Nothing is written before the claim is ours, and nothing of an earlier
+//! run can land any more when the store begins to serve (it asks for the fence before its closing).
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use blockdev::{BlockDevice, Event, LegIndex};
+use chunk_api::Chunks;
+use chunk_store::Store;
+use mpath::Role;
+use raid::assemble::{assemble, survey, AssembleError, LegInput};
+use raid::claim::Owner;
+use raid::decide::Decision;
+use raid::witness::Witness;
+use raid::{Array, Uuid};
+
+use crate::assemble::{Base, Leg, Opening};
+use crate::config::{Config, Device, Volume};
+use crate::control::Metrics;
+use crate::events::{EventKind, EventLog, Level};
+use crate::exit::Failure;
+use crate::model;
+use crate::node::metered::Metered;
+use crate::node::survey as translate;
+use crate::volumes::{Service, Volumes};
+
+/// Once one leg is there the other one gets this long before a start without it is considered.
+const OTHER_LEG_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a volume that waits is looked at again, and legs that are missing are looked for.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A configured leg: its device, as far as it is there.
+pub(crate) struct LegSlot {
+    pub(crate) device: Device,
+    leg: RefCell<Option<(Leg, Rc<Metered>)>>,
+    problem: RefCell<Option<String>>,
+    /// Given to the array that runs.
+    attached: Cell<bool>,
+    copied: Cell<u64>,
+    copying: Cell<u64>,
+}
+
+impl LegSlot {
+    fn new(device: &Device) -> LegSlot {
+        LegSlot {
+            device: device.clone(),
+            leg: RefCell::new(None),
+            problem: RefCell::new(None),
+            attached: Cell::new(false),
+            copied: Cell::new(0),
+            copying: Cell::new(0),
+        }
+    }
+
+    pub(crate) fn leg(&self) -> Option<Leg> {
+        self.leg.borrow().as_ref().map(|(leg, _)| leg.clone())
+    }
+
+    fn block(&self) -> Option<Rc<dyn BlockDevice>> {
+        self.leg
+            .borrow()
+            .as_ref()
+            .map(|(_, metered)| metered.clone() as Rc<dyn BlockDevice>)
+    }
+
+    fn unit(&self) -> Option<Rc<mpath::MultipathDevice>> {
+        match self.leg() {
+            Some(Leg::Unit(unit)) => Some(unit),
+            _ => None,
+        }
+    }
+}
+
+/// What an operator decided about a volume that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Word {
+    /// Serve from this device although the other leg may be newer.
+    Alone(String),
+    /// Serve from the other leg of a diverged pair, and refill this one.
+    Loses(String),
+}
+
+/// See the module.
+pub(crate) struct VolumeLife {
+    base: Base,
+    pub(crate) config: Volume,
+    options: chunk_store::Options,
+    window_bytes: u64,
+    owner_node: Uuid,
+    initiator_names: Vec<String>,
+    witness: Rc<dyn Witness>,
+    events: EventLog,
+    volumes: Weak<Volumes>,
+    pub(crate) legs: Vec<LegSlot>,
+    pub(crate) array: RefCell<Option<Rc<Array>>>,
+    pub(crate) store: RefCell<Option<Rc<Store>>>,
+    /// Told to the master and to clients.
+    served: Cell<bool>,
+    /// Why it is not served.
+    note: RefCell<Option<String>>,
+    state: Cell<model::VolumeState>,
+    word: RefCell<Option<Word>>,
+    /// The file system that the master belongs to; `None` before one has accepted us.
+    metaid: Rc<Cell<Option<(u64, u16)>>>,
+    stopping: Cell<bool>,
+}
+
+/// What every volume of a node shares.
+pub(crate) struct Shared {
+    pub(crate) base: Base,
+    pub(crate) node: Uuid,
+    pub(crate) witness: Rc<dyn Witness>,
+    pub(crate) events: EventLog,
+    pub(crate) volumes: Rc<Volumes>,
+    pub(crate) metaid: Rc<Cell<Option<(u64, u16)>>>,
+}
+
+impl VolumeLife {
+    /// A volume that is not yet begun.
+    pub(crate) fn new(shared: &Shared, config: &Config, volume: &Volume) -> Rc<VolumeLife> {
+        let legs: Vec<LegSlot> = volume
+            .legs
+            .iter()
+            .filter_map(|name| config.device(name))
+            .map(LegSlot::new)
+            .collect();
+        let initiator_names = legs
+            .iter()
+            .map(|leg| match &leg.device.kind {
+                crate::config::DeviceKind::Iscsi(unit) => unit.iscsi.initiator_name.clone(),
+                crate::config::DeviceKind::Local(_) => String::new(),
+            })
+            .collect();
+        let cache_share = config.chunkserver.cache_bytes / config.volumes.len().max(1) as u64;
+        let durability = config.chunkserver.durability;
+        let options = chunk_store::Options {
+            name: volume.name.clone(),
+            durability: match durability {
+                crate::config::Durability::Flush => chunk_store::Durability::Flush,
+                crate::config::Durability::Fua => chunk_store::Durability::Fua,
+                crate::config::Durability::Cache => chunk_store::Durability::Cache,
+            },
+            cache_bytes: usize::try_from(cache_share).unwrap_or(usize::MAX),
+            removing: volume.state == crate::config::VolumeState::Removing,
+            ..chunk_store::Options::default()
+        };
+        let window_bytes = match durability {
+            // Nothing is promised that a lost cache would break.
+            crate::config::Durability::Cache => 0,
+            crate::config::Durability::Flush | crate::config::Durability::Fua => 64 << 20,
+        };
+        Rc::new(VolumeLife {
+            base: shared.base.clone(),
+            config: volume.clone(),
+            options,
+            window_bytes,
+            owner_node: shared.node,
+            initiator_names,
+            witness: shared.witness.clone(),
+            events: shared.events.clone(),
+            volumes: Rc::downgrade(&shared.volumes),
+            legs,
+            array: RefCell::default(),
+            store: RefCell::default(),
+            served: Cell::new(false),
+            note: RefCell::default(),
+            state: Cell::new(model::VolumeState::Waiting),
+            word: RefCell::default(),
+            metaid: shared.metaid.clone(),
+            stopping: Cell::new(false),
+        })
+    }
+
+    /// Brings the volume up and looks after its legs, until the node stops.
+    pub(crate) async fn run(self: Rc<Self>) {
+        for slot in 0..self.legs.len() {
+            self.open_leg(slot).await;
+        }
+        self.wait_for_legs().await;
+        while !self.stopping.get() {
+            if self.store.borrow().is_none() {
+                match self.begin().await {
+                    Ok(()) => {}
+                    Err((state, text)) => self.wait_because(state, text),
+                }
+            } else {
+                self.attach_late_legs().await;
+            }
+            self.base.rt.sleep(LOOK_AGAIN).await;
+            for slot in 0..self.legs.len() {
+                if self.legs[slot].leg().is_none() {
+                    self.open_leg(slot).await;
+                }
+            }
+        }
+    }
+
+    async fn open_leg(&self, slot: usize) {
+        let slot = &self.legs[slot];
+        let how = Opening {
+            create: false,
+            in_mirror: self.legs.len() > 1,
+        };
+        match Leg::open(&self.base, &slot.device, how).await {
+            Ok(leg) => {
+                let metered = Metered::new(self.base.rt.clone(), leg.block());
+                *slot.leg.borrow_mut() = Some((leg, metered));
+                *slot.problem.borrow_mut() = None;
+            }
+            Err(failure) => {
+                let news = Some(failure.text);
+                if *slot.problem.borrow() != news {
+                    tracing::warn!(
+                        "volume {}: {}",
+                        self.config.name,
+                        news.as_deref().unwrap_or("")
+                    );
+                }
+                *slot.problem.borrow_mut() = news;
+            }
+        }
+    }
+
+    /// Returns when every leg is ready, or one has been for [`OTHER_LEG_PATIENCE`].
+    async fn wait_for_legs(&self) {
+        let rt = &self.base.rt;
+        let mut first: Option<blockdev::Instant> = None;
+        loop {
+            let ready = self.ready_legs().await;
+            if ready == self.legs.len() {
+                return;
+            }
+            if ready > 0 {
+                let since = *first.get_or_insert(rt.now());
+                if rt.now() - since >= OTHER_LEG_PATIENCE {
+                    return;
+                }
+            } else if self.legs.iter().all(|slot| slot.leg().is_none()) {
+                return;
+            } else {
+                let text = self.problems().join("; ");
+                self.wait_because(model::VolumeState::Absent, text);
+            }
+            rt.sleep(Duration::from_millis(5)).await;
+            if self.stopping.get() {
+                return;
+            }
+        }
+    }
+
+    async fn ready_legs(&self) -> usize {
+        let mut ready = 0;
+        for slot in &self.legs {
+            if let Some(leg) = slot.leg() {
+                if leg.ready(&self.base.rt, Duration::ZERO).await.is_ok() {
+                    ready += 1;
+                }
+            }
+        }
+        ready
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.legs
+            .iter()
+            .map(|slot| match &*slot.problem.borrow() {
+                Some(text) => text.clone(),
+                None => format!("{}: no path is up yet", slot.device.name),
+            })
+            .collect()
+    }
+
+    fn wait_because(&self, state: model::VolumeState, text: String) {
+        self.state.set(state);
+        let mut note = self.note.borrow_mut();
+        if note.as_ref() != Some(&text) {
+            tracing::warn!("volume {} is not served: {text}", self.config.name);
+            *note = Some(text);
+        }
+    }
+
+    /// One try to begin: array, claim, store. The error is a state and the reason.
+    async fn begin(self: &Rc<Self>) -> Result<(), (model::VolumeState, String)> {
+        let (waiting, failed) = (model::VolumeState::Waiting, model::VolumeState::Failed);
+        let word = self.word.borrow().clone();
+        let mut inputs = Vec::new();
+        for slot in &self.legs {
+            let device = match slot.leg() {
+                Some(leg) if leg.ready(&self.base.rt, Duration::ZERO).await.is_ok() => slot.block(),
+                _ => None,
+            };
+            let wanted = match &word {
+                None => true,
+                Some(Word::Alone(name)) => *name == slot.device.name,
+                Some(Word::Loses(name)) => *name != slot.device.name,
+            };
+            inputs.push(LegInput {
+                name: slot.device.name.clone(),
+                device: device.filter(|_| wanted),
+            });
+        }
+        if inputs.iter().all(|input| input.device.is_none()) {
+            return Err((model::VolumeState::Absent, self.problems().join("; ")));
+        }
+        let alone = word.is_some();
+        let found = survey(&inputs, &*self.witness, alone)
+            .await
+            .map_err(|e| (state_of(&e), self.cured(&e.to_string())))?;
+        match &found.decision {
+            Decision::Run(_) => {}
+            Decision::Wait(text) => return Err((waiting, self.cured(text))),
+            Decision::Diverged(text) => return Err((failed, self.cured(text))),
+        }
+        // Sessions of the claim's ISIDs are fenced with our own before anything is written.
+        let mut slots: [Option<Rc<mpath::MultipathDevice>>; 2] = [None, None];
+        for (n, member) in found.members.iter().enumerate() {
+            let Some((name, member)) = member else {
+                continue;
+            };
+            let Some(slot) = self.legs.iter().find(|slot| slot.device.name == *name) else {
+                continue;
+            };
+            let Some(unit) = slot.unit() else { continue };
+            if let Some(claim) = &member.claim {
+                let name = &claim.owner.initiator_name;
+                let recorded = claim
+                    .owner
+                    .isids
+                    .iter()
+                    .map(|isid| (name.clone(), *isid))
+                    .collect();
+                unit.startup_fence(recorded);
+            }
+            slots[n] = Some(unit);
+        }
+        let array = assemble(
+            self.base.rt.clone(),
+            self.base.pool.clone(),
+            self.witness.clone(),
+            self.array_options(slots),
+            inputs.clone(),
+            alone,
+        )
+        .await
+        .map_err(|e| (state_of(&e), self.cured(&e.to_string())))?;
+        array
+            .begin_claiming()
+            .await
+            .map_err(|e| (failed, format!("the claim cannot be written: {e}")))?;
+        for slot in &self.legs {
+            let used = inputs
+                .iter()
+                .any(|i| i.name == slot.device.name && i.device.is_some());
+            slot.attached.set(used);
+        }
+        self.follow_events(&array);
+        *self.array.borrow_mut() = Some(array.clone());
+        let opened = Store::open(
+            array.clone(),
+            self.base.rt.clone(),
+            self.base.pool.clone(),
+            self.options.clone(),
+        )
+        .await;
+        let store = match opened {
+            Ok(store) => store,
+            Err(error) => {
+                array.stop().await;
+                *self.array.borrow_mut() = None;
+                let text = self.cured(&error.to_string());
+                return Err((failed, text));
+            }
+        };
+        *self.store.borrow_mut() = Some(store);
+        *self.note.borrow_mut() = None;
+        self.state.set(match self.config.state {
+            crate::config::VolumeState::Active => model::VolumeState::Active,
+            crate::config::VolumeState::Removing => model::VolumeState::Removing,
+        });
+        if let Some((metaid, csid)) = self.metaid.get() {
+            // The master knows us already: it is told of these chunks as they are.
+            if let Err(text) = self.adopt(metaid, csid).await {
+                tracing::warn!("volume {}: {text}", self.config.name);
+            }
+        } else {
+            self.serve_unless_foreign();
+        }
+        if let Some(Word::Loses(name)) = word {
+            self.refill(&name).await;
+        }
+        *self.word.borrow_mut() = None;
+        Ok(())
+    }
+
+    /// Messages of lower layers name no volume.
+    fn cured(&self, text: &str) -> String {
+        text.replace("VOLUME", &self.config.name)
+    }
+
+    fn array_options(&self, units: [Option<Rc<mpath::MultipathDevice>>; 2]) -> raid::Options {
+        let isids = self
+            .legs
+            .iter()
+            .filter_map(LegSlot::leg)
+            .flat_map(|leg| leg.isids())
+            .collect();
+        let name = self.initiator_names.iter().find(|name| !name.is_empty());
+        let mut options = raid::Options::new(&self.config.name);
+        options.window_bytes = self.window_bytes;
+        options.owner = Some(Owner {
+            node: self.owner_node,
+            initiator_name: name.cloned().unwrap_or_default(),
+            isids,
+        });
+        options.on_alone = Some(Rc::new(move |leg: LegIndex, alone| {
+            if let Some(Some(unit)) = units.get(usize::from(leg.0)) {
+                unit.set_role(if alone { Role::Alone } else { Role::MirrorLeg });
+            }
+        }));
+        options
+    }
+
+    /// Copies what array and devices report into the node's events.
+    fn follow_events(&self, array: &Rc<Array>) {
+        let (array, events) = (Rc::downgrade(array), self.events.clone());
+        self.base.rt.spawn(async move {
+            loop {
+                let next = std::future::poll_fn(|cx| match array.upgrade() {
+                    Some(array) => array.poll_event(cx).map(Some),
+                    None => std::task::Poll::Ready(None),
+                });
+                match next.await {
+                    None => return,
+                    Some(Event::State(change)) => record(&events, &change),
+                    Some(Event::Changed(_) | Event::CacheLost | Event::Tainted(_)) => {}
+                }
+            }
+        });
+    }
+
+    async fn attach_late_legs(&self) {
+        let Some(array) = self.array.borrow().clone() else {
+            return;
+        };
+        for slot in &self.legs {
+            if slot.attached.get() {
+                continue;
+            }
+            let Some(leg) = slot.leg() else { continue };
+            if leg.ready(&self.base.rt, Duration::ZERO).await.is_err() {
+                continue;
+            }
+            let Some(device) = slot.block() else { continue };
+            let snapshot = array.snapshot();
+            let index = snapshot
+                .legs
+                .iter()
+                .find(|l| l.device == slot.device.name || l.device.is_empty())
+                .map(|l| LegIndex(l.slot));
+            let Some(index) = index else { continue };
+            match array.attach(index, &slot.device.name, device).await {
+                Ok(()) => {
+                    slot.attached.set(true);
+                    *slot.problem.borrow_mut() = None;
+                }
+                Err(error) => {
+                    let text = format!("{}: {error}", slot.device.name);
+                    if slot.problem.borrow().as_ref() != Some(&text) {
+                        tracing::warn!("volume {}: leg not taken in: {text}", self.config.name);
+                    }
+                    *slot.problem.borrow_mut() = Some(text);
+                }
+            }
+        }
+    }
+
+    /// Refills the loser of a diverged pair, or any leg named.
+    async fn refill(&self, name: &str) {
+        let (Some(array), Some(slot)) = (
+            self.array.borrow().clone(),
+            self.legs.iter().find(|slot| slot.device.name == name),
+        ) else {
+            return;
+        };
+        let Some(device) = slot.block() else { return };
+        match array.add(name, device, true, true).await {
+            Ok(()) => slot.attached.set(true),
+            Err(error) => tracing::error!("volume {}: leg {name}: {error}", self.config.name),
+        }
+    }
+
+    /// Takes the volume into service before any master has spoken, if it is known to be ours: clients
+    /// and chains go on without a master.
+    fn serve_unless_foreign(&self) {
+        let Some(store) = self.store.borrow().clone() else {
+            return;
+        };
+        if store.metaid() != 0 || store.stats().chunks == 0 {
+            self.put(&store, false);
+        }
+    }
+
+    fn put(&self, store: &Rc<Store>, announce: bool) {
+        if self.served.replace(true) {
+            return;
+        }
+        let service = match self.config.state {
+            crate::config::VolumeState::Active => Service::Active,
+            crate::config::VolumeState::Removing => Service::Removing,
+        };
+        if let Some(volumes) = self.volumes.upgrade() {
+            volumes.put(
+                &self.config.name,
+                store.clone() as Rc<dyn Chunks>,
+                service,
+                announce,
+            );
+        }
+    }
+
+    /// A master of this file system has accepted us. `Err`: the volume is not told to it, and why.
+    pub(crate) async fn adopt(&self, metaid: u64, csid: u16) -> Result<(), String> {
+        let Some(store) = self.store.borrow().clone() else {
+            return Ok(());
+        };
+        match store.adopt_metaid(metaid, csid).await {
+            Ok(()) => {
+                *self.note.borrow_mut() = None;
+                self.put(&store, self.metaid.get().is_some());
+                Ok(())
+            }
+            Err(error) => {
+                let text = self.cured(&error.to_string());
+                *self.note.borrow_mut() = Some(text.clone());
+                if self.served.replace(false) {
+                    if let Some(volumes) = self.volumes.upgrade() {
+                        volumes.hide(&self.config.name);
+                    }
+                }
+                Err(text)
+            }
+        }
+    }
+
+    /// Flushes, writes a checkpoint, leaves the array clean and logs out.
+    pub(crate) async fn stop(&self) {
+        self.stopping.set(true);
+        let store = self.store.borrow_mut().take();
+        if let Some(store) = store {
+            if let Err(error) = store.stop().await {
+                tracing::warn!("volume {}: not stopped cleanly: {error}", self.config.name);
+            }
+        }
+        let array = self.array.borrow_mut().take();
+        if let Some(array) = array {
+            array.stop().await;
+        }
+        for slot in &self.legs {
+            let leg = slot.leg.borrow_mut().take();
+            if let Some((leg, metered)) = leg {
+                drop(metered);
+                leg.close().await;
+            }
+        }
+    }
+
+    /// `antler leg run VOLUME DEVICE --alone`.
+    pub(crate) fn run_alone(&self, device: &str) -> Result<String, Failure> {
+        self.slot(device)?;
+        if self.store.borrow().is_some() {
+            return Err(Failure::problem(format!(
+                "volume {} is being served",
+                self.config.name
+            )));
+        }
+        *self.word.borrow_mut() = Some(Word::Alone(device.to_owned()));
+        Ok(format!(
+            "volume {} is started from {device} alone",
+            self.config.name
+        ))
+    }
+
+    /// `antler leg add VOLUME DEVICE --force` on a diverged pair.
+    pub(crate) fn choose_loser(&self, device: &str) -> Result<String, Failure> {
+        self.slot(device)?;
+        *self.word.borrow_mut() = Some(Word::Loses(device.to_owned()));
+        Ok(format!(
+            "volume {} is started from its other leg, and {device} is filled from it",
+            self.config.name
+        ))
+    }
+
+    /// The leg of that name, of this volume.
+    pub(crate) fn slot(&self, device: &str) -> Result<&LegSlot, Failure> {
+        self.legs
+            .iter()
+            .find(|slot| slot.device.name == device)
+            .ok_or_else(|| {
+                let known: Vec<&str> = self.legs.iter().map(|s| s.device.name.as_str()).collect();
+                Failure::problem(format!(
+                    "volume {} has no leg {device:?}; its legs are {}",
+                    self.config.name,
+                    known.join(", ")
+                ))
+            })
+    }
+
+    /// Its device as the array wants it.
+    pub(crate) fn device_of(&self, slot: &LegSlot) -> Result<Rc<dyn BlockDevice>, Failure> {
+        slot.block().ok_or_else(|| {
+            let problem = slot
+                .problem
+                .borrow()
+                .clone()
+                .unwrap_or_else(|| "it is not there".to_owned());
+            Failure::problem(format!("device {}: {problem}", slot.device.name))
+        })
+    }
+
+    /// The leg was handed to the array by a command.
+    pub(crate) fn mark_attached(slot: &LegSlot, attached: bool) {
+        slot.attached.set(attached);
+    }
+
+    /// What `antler status` shows of the volume.
+    pub(crate) fn volume_model(&self) -> model::Volume {
+        let store = self.store.borrow();
+        let stats = store.as_ref().map(|s| s.stats()).unwrap_or_default();
+        let array = self.array.borrow();
+        let failure = array.as_ref().and_then(|a| a.snapshot().failure);
+        let failed = failure.clone().or_else(|| stats.failed.clone());
+        let durability = match self.options.durability {
+            chunk_store::Durability::Flush => "flush",
+            chunk_store::Durability::Fua => "fua",
+            chunk_store::Durability::Cache => "cache",
+        };
+        model::Volume {
+            name: self.config.name.clone(),
+            state: if failed.is_some() {
+                model::VolumeState::Failed
+            } else {
+                self.state.get()
+            },
+            size_bytes: stats.size_bytes,
+            used_bytes: stats.used_bytes,
+            free_bytes: stats.free_bytes,
+            chunks: stats.chunks,
+            damaged_chunks: stats.damaged_chunks,
+            healed_blocks: stats.healed_blocks,
+            quarantined_chunks: stats.quarantined_chunks,
+            durability: durability.to_owned(),
+            unflushed_bytes: stats.unflushed_bytes,
+            unflushed_ms: stats.unflushed_ms,
+            open_ms: store.as_ref().map(|_| stats.open_ms),
+            note: failed.or_else(|| self.note.borrow().clone()),
+        }
+    }
+
+    /// What `antler arrays` shows of it.
+    pub(crate) fn array_model(&self) -> model::Array {
+        match &*self.array.borrow() {
+            Some(array) => translate::array(&array.snapshot(), self.note.borrow().clone()),
+            None => translate::no_array(
+                &self.config.name,
+                &self.config.legs,
+                self.note.borrow().clone(),
+            ),
+        }
+    }
+
+    /// What `antler paths` shows of its legs.
+    pub(crate) fn device_models(&self) -> Vec<model::Device> {
+        self.legs
+            .iter()
+            .map(|slot| match slot.leg() {
+                Some(Leg::Unit(unit)) => translate::unit(&unit.snapshot()),
+                Some(Leg::Local(local)) => {
+                    translate::local(&slot.device.name, Some(local.geometry()))
+                }
+                None => translate::local(&slot.device.name, None),
+            })
+            .collect()
+    }
+
+    /// Requests of its legs that did not go straight through.
+    pub(crate) fn path_events(&self) -> Vec<model::PathEvent> {
+        let units = self.legs.iter().filter_map(LegSlot::unit);
+        units
+            .flat_map(|unit| {
+                let name = unit.name();
+                unit.traces()
+                    .iter()
+                    .map(|t| translate::trace(&name, t))
+                    .collect::<Vec<_>>()
+            })
+            .collect()
+    }
+
+    /// Adds its counters to the metrics.
+    pub(crate) fn measure(&self, metrics: &mut Metrics) {
+        let running = self.array.borrow().as_ref().and_then(|a| a.snapshot().sync);
+        for slot in &self.legs {
+            if let Some((_, metered)) = &*slot.leg.borrow() {
+                for (operation, histogram) in metered.histograms() {
+                    let key = (slot.device.name.clone(), operation);
+                    metrics.device_latency.insert(key, histogram);
+                }
+            }
+            // A copy's counter begins anew with each copy; the metric never falls.
+            let now = running
+                .as_ref()
+                .filter(|s| s.leg == slot.device.name)
+                .map_or(0, |s| s.copied_bytes);
+            let before = slot.copying.replace(now);
+            if now < before {
+                slot.copied.set(slot.copied.get() + before);
+            }
+            let key = (self.config.name.clone(), slot.device.name.clone());
+            metrics
+                .sync_copied_bytes
+                .insert(key, slot.copied.get() + now);
+        }
+    }
+}
+
+fn state_of(error: &AssembleError) -> model::VolumeState {
+    match error {
+        AssembleError::Waiting(_) | AssembleError::Nothing(_) | AssembleError::Io(_) => {
+            model::VolumeState::Waiting
+        }
+        _ => model::VolumeState::Failed,
+    }
+}
+
+/// One event of a layer.
+pub(crate) fn record(events: &EventLog, change: &blockdev::StateChange) {
+    let level = if change.warn {
+        Level::Warn
+    } else {
+        Level::Info
+    };
+    match EventKind::ALL
+        .iter()
+        .find(|kind| kind.name() == change.event)
+    {
+        Some(&kind) => {
+            events.record_at(level.max(kind.level()), kind, &change.object, &change.text)
+        }
+        None => tracing::info!("{} {}: {}", change.event, change.object, change.text),
+    }
+}

@@ -27,7 +27,7 @@ pub(crate) const VOUCH: Duration = Duration::from_millis(300);
 /// Requests kept while no path is up; more are answered [`blockdev::Kind::Again`].
 pub const QUEUED_REQUESTS_MAX: usize = 4096;
 /// A path that failed is used only for want of a better one until it held this long; doubled for
-/// every further failure within [`FLAP_WINDOW`].
+/// every further failure within a minute.
 pub const PROBATION: Duration = Duration::from_millis(2500);
 /// Longest probation.
 pub(crate) const PROBATION_MAX: Duration = Duration::from_secs(40);

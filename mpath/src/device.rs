@@ -129,6 +129,17 @@ impl MultipathDevice {
         self.inner.set_earlier(recorded);
     }
 
+    /// Tells the portal group tag of a path that was not reached in this run yet (from discovery
+    /// or a claim). Where reinstatement is bound to a portal group, the ISIDs of a path of unknown
+    /// group can be fenced through its own portal only.
+    ///
+    /// # Errors
+    /// If there is no such path.
+    pub fn set_portal_group(&self, portal: &str, tag: u16) -> Result<(), NoSuchPath> {
+        self.find(portal)?.told_group.set(Some(tag));
+        Ok(())
+    }
+
     /// Own ISIDs of all paths, to be recorded in a claim.
     pub fn isids(&self) -> Vec<Isid> {
         self.inner.all_paths().iter().map(|p| p.isid).collect()

@@ -378,10 +378,39 @@ impl Inner {
         self.rt.now() + self.config.borrow().login_timeout
     }
 
+    /// An unknown group is another group: a login in the wrong one ends nothing, and succeeds.
     fn is_same_group(&self, path: &Path, live: &Live) -> bool {
-        let group = path.identity.borrow().as_ref().map(|i| i.portal_group);
-        // A path never seen in this run: its group is not known, so the attempt decides.
-        group.is_none_or(|g| g == live.session.identity().portal_group)
+        path.portal_group() == Some(live.session.identity().portal_group)
+    }
+
+    /// One live path per portal group in which an earlier session may have been.
+    fn path_of_each_group(&self, on: &Rc<Path>, fencing: Fencing) -> Result<Vec<Rc<Path>>, String> {
+        if fencing.any_portal {
+            return Ok(vec![on.clone()]);
+        }
+        let mut ways: Vec<(Option<u16>, Rc<Path>)> = Vec::new();
+        for path in self.all_paths() {
+            if path.phase.get() == Phase::Removed {
+                continue;
+            }
+            let group = path.portal_group();
+            if group.is_none() {
+                let portal = &path.name.portal;
+                return Err(format!("the portal group of {portal} is not known"));
+            }
+            match ways.iter_mut().find(|(g, _)| *g == group) {
+                Some((_, way)) if way.live().is_none() => *way = path,
+                Some(_) => {}
+                None => ways.push((group, path)),
+            }
+        }
+        match ways.iter().find(|(_, way)| way.live().is_none()) {
+            Some((_, way)) => Err(format!(
+                "no path is up in the portal group of {}",
+                way.name.portal
+            )),
+            None => Ok(ways.into_iter().map(|(_, way)| way).collect()),
+        }
     }
 
     /// Rule 7: the derived ISIDs of all paths and those recorded by the previous run or owner.
@@ -404,14 +433,16 @@ impl Inner {
             if is_derived {
                 continue;
             }
-            let who = LoginAs::Recorded {
-                initiator_name,
-                isid,
-            };
-            let deadline = self.fence_login_deadline(fencing);
-            match on.port.login(who, deadline).await {
-                Ok(session) => session.abort(PathCause::Administrative("fence")),
-                Err(error) => return Err(format!("no login under a recorded ISID: {error}")),
+            for way in self.path_of_each_group(on, fencing)? {
+                let who = LoginAs::Recorded {
+                    initiator_name: initiator_name.clone(),
+                    isid,
+                };
+                let deadline = self.fence_login_deadline(fencing);
+                match way.port.login(who, deadline).await {
+                    Ok(session) => session.abort(PathCause::Administrative("fence")),
+                    Err(error) => return Err(format!("no login under a recorded ISID: {error}")),
+                }
             }
         }
         Ok(())

@@ -113,6 +113,8 @@ pub(crate) struct Path {
     pub(crate) phase: Cell<Phase>,
     live: RefCell<Option<Live>>,
     pub(crate) identity: RefCell<Option<Rc<UnitIdentity>>>,
+    /// Portal group tag told from outside (discovery, a claim).
+    pub(crate) told_group: Cell<Option<u16>>,
     pub(crate) suspect: Cell<bool>,
     /// When the target was last asked for a sign of life.
     pub(crate) asked: Cell<Instant>,
@@ -145,6 +147,7 @@ impl Path {
             phase: Cell::new(Phase::Connecting),
             live: RefCell::default(),
             identity: RefCell::default(),
+            told_group: Cell::new(None),
             suspect: Cell::new(false),
             asked: Cell::new(Instant(0)),
             probation_until: Cell::new(Instant(0)),
@@ -166,6 +169,12 @@ impl Path {
 
     pub(crate) fn live(&self) -> Option<Live> {
         self.live.borrow().clone()
+    }
+
+    /// Its portal group, as seen at a login of this run or told.
+    pub(crate) fn portal_group(&self) -> Option<u16> {
+        let seen = self.identity.borrow().as_ref().map(|i| i.portal_group);
+        seen.or(self.told_group.get())
     }
 
     pub(crate) fn epoch(&self) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! Ghost writes: random writes over one unit with two paths, every fault, one seed a run.
+//! Ghost writes: random writes over one unit with two or three paths, every fault, one seed a run.
 //!
 //! A run issues writes whose sectors carry version numbers, cuts networks, hangs the back end,
 //! crashes and restarts the initiator, and at the end heals everything. Oracle: no sector is older
@@ -73,6 +73,7 @@ struct Run {
     rt: Rt,
     pool: Pool,
     san: San,
+    paths: usize,
     draw: Draw,
     device: Rc<MultipathDevice>,
     oracle: Rc<RefCell<Oracle>>,
@@ -87,17 +88,25 @@ impl Run {
             1 => Flavour::Standard,
             _ => Flavour::Tgt,
         };
+        let portal_groups = match draw.below(4) {
+            0 => vec![1, 2],
+            1 => vec![1, 1, 1],
+            _ => vec![1, 1],
+        };
         let options = SanOptions {
             flavour,
+            portal_groups,
             ..SanOptions::default()
         };
+        let paths = options.portal_groups.len();
         let san = San::new(world.rt(), pool.clone(), options);
-        let device = open(&world, &san);
+        let device = open(&world, &san, paths);
         Run {
             rt: world.rt(),
             device,
             pool: pool.clone(),
             san,
+            paths,
             draw,
             oracle: Rc::default(),
             world,
@@ -161,7 +170,7 @@ impl Run {
     }
 
     fn fault(&mut self) {
-        let path = self.draw.below(2) as usize;
+        let path = self.draw.below(self.paths as u64) as usize;
         match self.draw.below(10) {
             0..=2 => self.san.set_link(path, Link::Silent),
             3 => self.san.set_link(path, Link::Loud),
@@ -181,12 +190,12 @@ impl Run {
         self.san.survive_kill();
         self.oracle.borrow_mut().busy.clear();
         // With nothing reachable the next process waits; the networks are restored first.
-        for path in 0..2 {
+        for path in 0..self.paths {
             if self.draw.below(2) == 0 {
                 self.san.set_link(path, Link::Up);
             }
         }
-        self.device = open(&self.world, &self.san);
+        self.device = open(&self.world, &self.san, self.paths);
         let fence = self.device.submit(Op::Fence, IoCtx::metadata());
         let fence = self.world.spawn_handle(fence);
         for turn in 0..400 {
@@ -202,8 +211,9 @@ impl Run {
     }
 
     fn heal(&mut self) {
-        self.san.set_link(0, Link::Up);
-        self.san.set_link(1, Link::Up);
+        for path in 0..self.paths {
+            self.san.set_link(path, Link::Up);
+        }
         self.san.set_hung(false);
     }
 
@@ -230,12 +240,12 @@ impl Run {
     }
 }
 
-fn open(world: &VirtualRt, san: &San) -> Rc<MultipathDevice> {
+fn open(world: &VirtualRt, san: &San, paths: usize) -> Rc<MultipathDevice> {
     let config = Config {
         login_timeout: ms(1000),
         ..config()
     };
-    let ports = vec![san.port(0), san.port(1)];
+    let ports = (0..paths).map(|n| san.port(n)).collect();
     let device = Rc::new(MultipathDevice::new(world.rt(), config, ports));
     let mut opened = {
         let device = device.clone();
@@ -252,8 +262,9 @@ fn open(world: &VirtualRt, san: &San) -> Rc<MultipathDevice> {
         }
         if turn == 50 {
             san.set_hung(false);
-            san.set_link(0, Link::Up);
-            san.set_link(1, Link::Up);
+            for path in 0..paths {
+                san.set_link(path, Link::Up);
+            }
         }
     }
     panic!("no path comes up");

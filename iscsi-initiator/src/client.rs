@@ -114,6 +114,11 @@ struct Inner {
     armed: Cell<Instant>,
     /// When to read although the receive mark is not reached.
     coalesce_until: Cell<Instant>,
+    overdue: Cell<bool>,
+    /// The receive mark that is set.
+    mark: Cell<usize>,
+    /// Most bytes due at the end of a turn since the wait last expired.
+    peak_due: Cell<usize>,
     /// Waits below the mark that ended with nothing to read, since the last byte.
     fruitless: Cell<u32>,
     late: Cell<Duration>,
@@ -165,6 +170,9 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             coalesce_until: Cell::new(Instant::FAR),
+            overdue: Cell::default(),
+            mark: Cell::new(1),
+            peak_due: Cell::default(),
             fruitless: Cell::default(),
             late: Cell::default(),
         });
@@ -467,6 +475,7 @@ impl Inner {
     /// Reads until nothing is there; `true` if there may be more.
     fn read(&self, cx: &mut Context<'_>) -> bool {
         let overdue = self.coalesce_until.get() <= self.rt.now();
+        self.overdue.set(overdue);
         for round in 0..READS_PER_TURN {
             let mut core = self.core.borrow_mut();
             let Core {
@@ -553,6 +562,9 @@ impl Inner {
     }
 
     /// Lets answers gather while many are due: half of the bytes in flight, behind a timer.
+    ///
+    /// Between the answers of one turn and the commands of the next nothing is in flight, so the
+    /// mark follows the peak since the timer last expired; it is lowered only then.
     fn set_mark(&self) {
         let mut core = self.core.borrow_mut();
         let Core {
@@ -563,15 +575,19 @@ impl Inner {
         else {
             return;
         };
+        let overdue = self.overdue.take();
         let many = session.in_flight() > COALESCE_ABOVE && self.fruitless.get() < FRUITLESS_MAX;
+        let due = if many { session.due_bytes() } else { 0 };
+        let peak = due.max(self.peak_due.get());
+        self.peak_due.set(if overdue { due } else { peak });
         // Powers of two, so that the mark seldom changes.
-        let half = (session.due_bytes() / 2).max(1);
-        let mark = if many { 1 << half.ilog2() } else { 1 };
-        if !(link.receive_mark(mark) && many) {
+        let wanted = 1 << (peak / 2).max(1).ilog2();
+        if (wanted > self.mark.get() || overdue) && link.receive_mark(wanted) {
+            self.mark.set(wanted);
+        }
+        if self.mark.get() <= 1 {
             self.coalesce_until.set(Instant::FAR);
-        } else if self.coalesce_until.get() <= self.rt.now()
-            || self.coalesce_until.get() == Instant::FAR
-        {
+        } else if overdue || self.coalesce_until.get() == Instant::FAR {
             self.coalesce_until.set(self.rt.now() + COALESCE_WITHIN);
         }
     }

@@ -116,7 +116,7 @@ impl IscsiPort {
             let identity = match identity.await {
                 Ok(Ok(identity)) => identity,
                 Ok(Err(IdentifyError::Lost(cause))) => {
-                    return Err(LoginError::Unreachable(cause.to_string()));
+                    return Err(login_error(ConnectError::Lost(cause)));
                 }
                 Ok(Err(IdentifyError::Unusable(text))) => {
                     return Err(LoginError::Misconfigured(text));

@@ -996,3 +996,36 @@ fn data_segment_above_our_limit_closes() {
     peer.send(pdu, &bytes(262_145));
     peer.broke_with("MaxRecvDataSegmentLength");
 }
+
+/// §13.18, §13.19: where the target may reorder, data come in any order but never twice.
+#[test]
+fn data_in_any_order_when_negotiated() {
+    let unordered = || {
+        let offer = Offer {
+            data_pdu_in_order: false,
+            data_sequence_in_order: false,
+            ..Offer::default()
+        };
+        Peer::logged_in(offer, b"DataPDUInOrder=No\0DataSequenceInOrder=No\0")
+    };
+    let data = bytes(2048);
+    let mut peer = unordered();
+    peer.read(2048);
+    let tag = peer.next().generic().task_tag;
+    for (sn, at) in [(0, 1024), (1, 0), (2, 1536), (3, 512)] {
+        let pdu = match sn {
+            3 => peer.last_data_in(tag, sn, at as u32),
+            _ => peer.data_in(tag, sn, at as u32),
+        };
+        peer.send(pdu, &data[at..at + 512]);
+    }
+    assert_eq!(good(&peer.outcomes()[0].1), data);
+    let mut peer = unordered();
+    peer.read(2048);
+    let tag = peer.next().generic().task_tag;
+    for (sn, at) in [(0, 1024), (1, 768)] {
+        let pdu = peer.data_in(tag, sn, at);
+        peer.send(pdu, &bytes(512));
+    }
+    peer.broke_with("overlaps");
+}

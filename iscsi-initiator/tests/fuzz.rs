@@ -20,7 +20,7 @@ const RUNS: u64 = if cfg!(debug_assertions) {
 } else {
     1_000_000
 };
-const SESSIONS: u64 = if cfg!(debug_assertions) { 300 } else { 10_000 };
+const SESSIONS: u64 = if cfg!(debug_assertions) { 300 } else { 3_000 };
 
 /// splitmix64.
 struct Dice(u64);

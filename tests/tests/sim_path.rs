@@ -194,3 +194,40 @@ fn no_ghost_and_no_loss_on_two_paths() {
 fn one_seed_is_one_history() {
     assert_eq!(run(7), run(7));
 }
+
+/// The case that fences exist for: a node dies while a write of it sits behind a silent cut; its
+/// successor knows nothing of that write, fences, writes on, and then the cut is healed.
+#[test]
+fn no_write_of_a_dead_node_lands_after_the_fence() {
+    for_each_seed(150, |seed| {
+        let site = Site::new(seed, 1, 1 << 14, faults());
+        let blocks = Rc::new(Blocks::new(BLOCKS, Sector(64)));
+        let paused: Rc<Cell<bool>> = Rc::default();
+        let node = ChunkNode::start(&site);
+        open(&site, &node);
+        fence(&site, &node, 0);
+        start_writers(&node, &blocks, &paused);
+        site.world
+            .run_for(Duration::from_micros(5_000 + site.chance.below(20_000)));
+        let portal = site.nodes[0].portals[site.chance.below(2) as usize];
+        site.net.cut(portal, Cut::Silent);
+        site.world
+            .run_for(Duration::from_micros(site.chance.below(90_000)));
+        if site.chance.coin() {
+            node.kill();
+        } else {
+            node.power_cut();
+        }
+
+        let node = ChunkNode::start(&site);
+        open(&site, &node);
+        fence(&site, &node, 1);
+        check_all(&site, &node, &blocks, "after the start-up fence");
+        start_writers(&node, &blocks, &paused);
+        site.world.run_for(Duration::from_millis(20));
+        site.heal_networks();
+        paused.set(true);
+        site.world.run_for(Duration::from_secs(3));
+        check_all(&site, &node, &blocks, "after the cut was healed");
+    });
+}

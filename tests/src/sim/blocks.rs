@@ -7,6 +7,7 @@
 use blockdev::{IoVec, Pool, Sector};
 use std::cell::RefCell;
 use std::fmt::Write;
+use std::ops::Range;
 
 /// Sectors of a block.
 pub const BLOCK_SECTORS: u32 = 8;
@@ -72,15 +73,17 @@ impl Blocks {
         block.floor = block.floor.max(generation);
     }
 
-    /// To be kept until the flush that is asked for now succeeds.
-    pub fn before_flush(&self) -> Snapshot {
-        Snapshot(
-            self.blocks
-                .borrow()
-                .iter()
-                .map(|b| b.acknowledged)
-                .collect(),
-        )
+    /// To be kept until a flush of these blocks that is asked for now succeeds.
+    pub fn before_flush_of(&self, range: Range<usize>) -> Snapshot {
+        let blocks = self.blocks.borrow();
+        let covered = blocks.iter().enumerate().map(|(index, block)| {
+            if range.contains(&index) {
+                block.acknowledged
+            } else {
+                0
+            }
+        });
+        Snapshot(covered.collect())
     }
 
     /// The flush succeeded.

@@ -3,5 +3,6 @@
 pub mod blocks;
 pub mod net;
 pub mod site;
+pub mod stack;
 pub mod target;
 pub mod unit;

@@ -12,6 +12,7 @@ use iscsi_initiator::isid::Role;
 use iscsi_initiator::name::Portal;
 use iscsi_initiator::path::{IscsiPort, PortConfig};
 use mpath::{Config, MultipathDevice};
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -68,6 +69,7 @@ pub struct StorageNode {
     /// One portal on each network.
     pub portals: Vec<Portal>,
     net: SimNet,
+    is_off: Cell<bool>,
 }
 
 impl Site {
@@ -139,11 +141,13 @@ impl StorageNode {
             target,
             portals,
             net: net.clone(),
+            is_off: Cell::new(false),
         }
     }
 
     /// Power is cut: the cache is lost as `seed` draws, nobody is told anything.
     pub fn power_off(&self, seed: u64) {
+        self.is_off.set(true);
         for portal in &self.portals {
             self.net.dark(*portal, true);
         }
@@ -151,8 +155,14 @@ impl StorageNode {
         self.target.unit().device().power_cut(seed, Outage::Errors);
     }
 
+    /// Whether it has no power.
+    pub fn is_off(&self) -> bool {
+        self.is_off.get()
+    }
+
     /// Power is back and the daemon serves.
     pub fn power_on(&self) {
+        self.is_off.set(false);
         self.target.unit().device().restart();
         self.target.start();
         for portal in &self.portals {

@@ -16,7 +16,7 @@
 //! are told that there is none. Nothing is released by time, except for targets of grade `none`
 //! (rule 8).
 
-use crate::config::{FencePolicy, FENCE_DRAIN};
+use crate::config::{FencePolicy, FENCE_DRAIN, QUIET_BEFORE_FENCE};
 use crate::grade::{fencing, Barrier, FenceGrade, Fencing};
 use crate::inner::Inner;
 use crate::path::{Live, Path, Phase};
@@ -180,6 +180,10 @@ impl Inner {
             }
         }
         self.fence.is_running.set(false);
+        if !self.taints.borrow().is_empty() {
+            // Nobody asks any more; what is left is due after its quiet.
+            self.sweep_by(self.tainted_at.get() + QUIET_BEFORE_FENCE);
+        }
     }
 
     async fn round(self: &Rc<Self>) -> Result<String, String> {

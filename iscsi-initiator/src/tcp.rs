@@ -92,12 +92,20 @@ impl Link for TcpLink {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
             let mut guard = ready!(self.socket.poll_write_ready(cx))?;
             match guard.get_inner().write_vectored(bufs) {
+                Ok(written) => {
+                    // As above: the room that is missing now will be a new edge.
+                    if written < offered {
+                        guard.clear_ready();
+                    }
+                    return Poll::Ready(Ok(written));
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return Poll::Ready(other),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }

@@ -156,7 +156,6 @@ impl Session {
                 self.max_cmd_sn = done.cmd_sn.previous();
                 self.move_window(done.exp_cmd_sn, done.max_cmd_sn);
                 self.exp_stat_sn = done.exp_stat_sn;
-                self.acked_stat_sn = done.exp_stat_sn;
                 self.phase = Phase::Open;
                 self.events.push_back(Event::LoggedIn(done));
             }

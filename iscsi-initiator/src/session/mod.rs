@@ -254,8 +254,6 @@ pub struct Session {
     exp_cmd_sn: Serial,
     max_cmd_sn: Serial,
     exp_stat_sn: Serial,
-    /// The last ExpStatSN that was sent.
-    acked_stat_sn: Serial,
     acknowledge_at: Option<Instant>,
     /// SCSI commands staged and unanswered.
     in_flight: usize,
@@ -290,7 +288,6 @@ impl Session {
             exp_cmd_sn: first,
             max_cmd_sn: first.previous(),
             exp_stat_sn: Serial(0),
-            acked_stat_sn: Serial(0),
             acknowledge_at: None,
             in_flight: 0,
             in_flight_bytes: 0,

@@ -181,12 +181,6 @@ impl Session {
         slices
     }
 
-    /// Whether [`Session::transmit`] would yield anything.
-    pub fn wants_transmit(&mut self) -> bool {
-        self.build();
-        !self.tx.out.is_empty()
-    }
-
     /// The socket took `bytes` of what was offered last.
     pub fn transmitted(&mut self, now: Instant, bytes: usize) {
         let mut left = bytes;
@@ -296,7 +290,6 @@ impl Session {
         let out = Out::new(header, data, &params, owner);
         self.tx.out_bytes += out.len();
         self.tx.out.push_back(out);
-        self.acked_stat_sn = self.exp_stat_sn;
         self.acknowledge_at = None;
     }
 

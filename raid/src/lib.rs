@@ -11,8 +11,6 @@
 //! survivor. What it needs from above: which space is used and whose bytes are right
 //! ([`blockdev::Allocation`]), and [`blockdev::Mirror::recovered`] before anything is copied.
 
-#![warn(missing_docs)]
-
 mod array;
 pub mod assemble;
 pub mod bitmap;

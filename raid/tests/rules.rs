@@ -204,10 +204,11 @@ fn raid_bit_before_data() {
             .iter()
             .position(|l| l == "write 16 8")
             .expect("bitmap page");
-        let data = log
-            .iter()
-            .position(|l| *l == format!("write {} 8", data + 80));
-        assert!(Some(bit) < data, "{log:?}");
+        let data = log.iter().position(|l| *l == format!("sent {}", data + 80));
+        assert!(
+            Some(bit) < data,
+            "sent before its bit was answered: {log:?}"
+        );
     }
     assert_eq!(
         array.snapshot().bitmap_dirty,
@@ -338,7 +339,7 @@ fn a_decision_is_reversed_when_the_survivor_dies_first() {
     assert!(answer.try_take().is_none());
     bench.legs[1].unhang();
     bench.legs[0].go_down();
-    let other = array.submit(bench.write_op(800_00, 5), IoCtx::foreground());
+    let other = array.submit(bench.write_op(80_000, 5), IoCtx::foreground());
     let other = bench.world.spawn_handle(other);
     bench.run(5000);
     bench
@@ -704,6 +705,43 @@ fn a_rebuild_goes_on_after_a_restart() {
     assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
     assert_eq!((bench.on_leg(1, 8), bench.on_leg(1, 262_152)), (7, 6));
     assert!(!bench.superblock(1).expect("superblock").is_recovering());
+}
+
+#[test]
+fn foreground_writes_stay_quick_during_a_rebuild() {
+    let bench = Bench::new(31);
+    let array = bench.running();
+    let p99 = |from: u64| {
+        let mut times: Vec<Duration> = (0..300u64)
+            .map(|n| {
+                let begin = bench.world.now();
+                let at = (from + n).wrapping_mul(0x9E37_79B9) % 40_000 * 8;
+                bench.write(&array, at, 1).expect("written");
+                bench.run(1);
+                bench.world.now().since(begin) - Duration::from_millis(1)
+            })
+            .collect();
+        times.sort_unstable();
+        times[296]
+    };
+    p99(0); // every bit is set from here on
+    let idle = p99(300);
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 2).expect("degraded");
+    bench.legs[1].blank();
+    bench.legs[1].down.set(false);
+    let (again, device) = (array.clone(), bench.legs[1].clone());
+    bench
+        .world
+        .block_on(async move { again.add("sto2", device, true, false).await })
+        .expect("added");
+    bench.run(100);
+    let busy = p99(600);
+    assert_eq!(bench.states(&array), ["in-sync", "rebuilding"]);
+    assert!(
+        busy <= idle * 2,
+        "idle {idle:?}, during the rebuild {busy:?}"
+    );
 }
 
 #[test]

@@ -238,8 +238,8 @@ impl World {
             self.oracle.flushed[granule].set(self.oracle.acked[granule].get());
         }
         array.recovered();
-        for leg in 0..2 {
-            if !present[leg] && array.snapshot().legs[leg].state == "missing" {
+        for (leg, here) in present.into_iter().enumerate() {
+            if !here && array.snapshot().legs[leg].state == "missing" {
                 let (again, device) = (array.clone(), self.legs[leg].clone());
                 let index = LegIndex(leg as u8);
                 let name = format!("sto{}", leg + 1);
@@ -480,8 +480,7 @@ fn run(seed: u64, steps: u32) -> Vec<String> {
         world.step();
     }
     world.heal();
-    let trace = world.trace.take();
-    trace
+    world.trace.take()
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -306,6 +306,7 @@ impl BlockDevice for SimLeg {
             if !self.geometry.accepts(*at, data.len() as u64 / 512) {
                 return Completion::refused(Kind::Refused(Refusal::Range));
             }
+            self.log.borrow_mut().push(format!("sent {}", at.0));
         }
         if self.down.get() {
             return Completion::refused(Kind::Path(PathCause::AllDown));

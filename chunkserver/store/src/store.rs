@@ -21,6 +21,7 @@ use crate::streams::Streams;
 use blockdev::{Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt};
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -73,6 +74,9 @@ pub struct Store {
     /// When the oldest answered change that is not durable was answered.
     unflushed_since: Cell<Option<Instant>>,
     pumping: Cell<bool>,
+    /// What lay where a refused write's granules were to go, and the last frame that may still
+    /// name these.
+    undone: RefCell<BTreeMap<Ptr, (Ptr, u64)>>,
     /// Operations that hold on to loaded pages.
     pub(crate) holding: Cell<u32>,
     pub(crate) hard_hold: Cell<bool>,
@@ -118,6 +122,7 @@ impl Store {
             flushing: Cell::new(false),
             unflushed_since: Cell::new(None),
             pumping: Cell::new(false),
+            undone: RefCell::default(),
             holding: Cell::new(0),
             hard_hold: Cell::new(false),
             space_low: Cell::new(false),
@@ -354,6 +359,9 @@ impl Store {
 
     fn on_answered(&self) {
         let answered = self.core.borrow().journal.answered();
+        self.undone
+            .borrow_mut()
+            .retain(|_, (_, seq)| *seq > answered);
         if self.unflushed_since.get().is_none() {
             self.unflushed_since.set(Some(self.rt.now()));
         }
@@ -513,6 +521,11 @@ impl Store {
                 None => self.core.borrow().journal.last_seq(),
             };
             write.refused.set(true);
+            let fresh = write.undo.iter().filter(|u| !u.new.is_hole());
+            let last_seq = self.core.borrow().journal.last_seq();
+            self.undone
+                .borrow_mut()
+                .extend(fresh.map(|u| (u.new, (u.old, last_seq))));
             let advanced = self.core.borrow_mut().journal.handle_refused(seq, last);
             if advanced {
                 self.on_answered();
@@ -543,7 +556,7 @@ impl Store {
         }
         // One block, neighbouring granules: one record. What was overwritten stays as it is.
         let ptrs = undo.iter().map(|u| match is_ours(u) {
-            true => u.old,
+            true => self.what_lay_there(u.old),
             false => maps.ptr(u.slot, u.granule),
         });
         Ok(Some(Record::Map {
@@ -552,6 +565,15 @@ impl Store {
             first: (first.granule % 16) as u8,
             ptrs: ptrs.collect(),
         }))
+    }
+
+    /// `ptr`, or what it replaced if its data was refused, too.
+    fn what_lay_there(&self, mut ptr: Ptr) -> Ptr {
+        let undone = self.undone.borrow();
+        while let Some((old, _)) = undone.get(&ptr) {
+            ptr = *old;
+        }
+        ptr
     }
 
     /// Background work, once a second.

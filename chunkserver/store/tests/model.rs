@@ -584,6 +584,9 @@ fn run(seed: u64) {
         );
         life = Life::new(&disks, &mut rng);
         store = life.open();
+        if std::env::var("SIM_TRACE").is_ok() {
+            eprintln!("crash {kinds:?} clean {clean} rotted {rotted:?}");
+        }
         let lost = |leg| {
             kinds
                 .iter()

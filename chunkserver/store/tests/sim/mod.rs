@@ -56,6 +56,8 @@ pub struct Disk {
     cached: Vec<Cached>,
     /// Submitted, not applied.
     pending: BTreeMap<u64, (u64, Vec<u8>)>,
+    /// Highest order of an answered write: the next process counts on from here.
+    last: u64,
 }
 
 impl Disk {
@@ -81,6 +83,7 @@ impl Disk {
 
     fn apply(&mut self, token: u64, seq: u64) {
         if let Some((at, data)) = self.pending.remove(&token) {
+            self.last = seq;
             self.cached.push(Cached { seq, at, data });
         }
     }
@@ -112,7 +115,7 @@ impl Disk {
             for (i, bytes) in data.chunks_exact(SECTOR).enumerate() {
                 if rng.below(100) < keep {
                     self.cached.push(Cached {
-                        seq: 0,
+                        seq: self.last,
                         at: at + i as u64,
                         data: bytes.to_vec(),
                     });
@@ -188,7 +191,7 @@ pub struct SimMirror {
     sectors: u64,
     rng: RefCell<Rng>,
     seq: Rc<Cell<u64>>,
-    /// Writes from here on fail with `NoSpace`, if data (not below 2 MiB).
+    /// Writes from here on fail with `NoSpace`, if not to the journal or a superblock.
     pub no_space: Cell<bool>,
     pub taints: RefCell<BTreeSet<u64>>,
     pub writes: Cell<u64>,
@@ -203,10 +206,12 @@ impl SimMirror {
         Rc::new(SimMirror {
             rt: world.rt(),
             pool,
-            disks,
             sectors: mib << 11,
             rng: RefCell::new(Rng(seed)),
-            seq: Rc::new(Cell::new(1)),
+            seq: Rc::new(Cell::new(
+                1 + disks.iter().map(|d| d.borrow().last).max().unwrap_or(0),
+            )),
+            disks,
             no_space: Cell::new(false),
             taints: RefCell::default(),
             writes: Cell::new(0),
@@ -250,7 +255,7 @@ impl SimMirror {
         self.log
             .borrow_mut()
             .insert(token, at.0..at.0 + data.len() as u64 / 512);
-        if self.no_space.get() && at.bytes() >= 2 << 20 && data.len() < 1 << 20 {
+        if self.no_space.get() && at.0 >= 192 * 8 && at.0 + 64 * 8 < self.sectors {
             let (rt, delay) = (self.rt.clone(), self.delay());
             self.rt.spawn(async move {
                 rt.sleep(delay).await;

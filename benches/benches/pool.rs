@@ -7,7 +7,7 @@ use std::hint::black_box;
 
 fn main() {
     let pool = Pool::new(64 << 20);
-    pool.prefault();
+    pool.prefault(pool.limit_bytes());
     for bytes in [4096, 64 << 10, 128 << 10] {
         let kib = bytes >> 10;
         println!("\n{kib} KiB:");

@@ -84,10 +84,10 @@ impl Pool {
         }
     }
 
-    /// Takes the pool's whole limit from the system now, so that no page fault comes later.
-    pub fn prefault(&self) {
+    /// Takes `bytes` (within the limit) from the system now, so that no page fault comes later.
+    pub fn prefault(&self, bytes: usize) {
         let mut state = self.shared.lock();
-        while state.spans.len() * SPAN_BYTES < self.shared.limit_bytes {
+        while state.spans.len() * SPAN_BYTES < bytes.min(self.shared.limit_bytes) {
             let base = state.grow();
             for page in 0..SPAN_BYTES / PAGE_BYTES {
                 // SAFETY: inside the span just allocated, which nobody else has seen.

@@ -302,6 +302,7 @@ pub fn isid_collisions(config: &config::Config) -> Vec<String> {
                 source: way.source,
                 role: Role::Serve,
                 shard: 0,
+                lun: Some(u64::from(unit.lun)),
             });
             let here = format!("device {} portal {portal}", device.name);
             if let Some(there) = seen.insert((unit.target.clone(), isid), here.clone()) {
@@ -314,15 +315,12 @@ pub fn isid_collisions(config: &config::Config) -> Vec<String> {
     problems
 }
 
-/// The pool of a shard, within the node's memory limit.
+/// The pool of a shard: the node's whole memory limit, for cached pages come from it as well. What is not
+/// cache is taken from the system at once.
 pub fn pool(config: &config::Config) -> Pool {
     let c = &config.chunkserver;
-    let bytes = c
-        .memory_bytes
-        .saturating_sub(c.cache_bytes)
-        .max(MIN_POOL_BYTES);
-    Pool::new(usize::try_from(bytes).unwrap_or(usize::MAX))
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let pool = Pool::new(bytes(c.memory_bytes));
+    pool.prefault(bytes(c.memory_bytes.saturating_sub(c.cache_bytes)));
+    pool
 }
-
-/// Below this a few connections would starve each other.
-const MIN_POOL_BYTES: u64 = 64 << 20;

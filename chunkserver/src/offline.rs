@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blockdev::driver::run_shard;
-use blockdev::{BlockDevice, Pool, Rt};
+use blockdev::{BlockDevice, Mirror, Pool, Rt};
 use raid::assemble::{assemble, survey, LegInput};
 use raid::decide::{Decision, Role};
 use raid::format::{create as create_array, CreateOptions};
@@ -205,6 +205,8 @@ async fn format(
     );
     let formatted = chunk_store::format(array.clone(), &base.pool, &params).await;
     let size_bytes = array.geometry().bytes();
+    // Nothing of an earlier run can be in doubt: the array may go clean.
+    array.recovered();
     array.stop().await;
     formatted.map_err(|e| Failure::problem(format!("volume {}: {e}", volume.name)))?;
     Ok(VolumeCreated {

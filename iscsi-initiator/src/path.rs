@@ -68,7 +68,14 @@ impl IscsiPort {
             shard,
             ..
         } = config;
-        let isid = initiator.isid(&config.target, portal, source, role, shard);
+        let isid = initiator.isid(
+            &config.target,
+            portal,
+            source,
+            role,
+            shard,
+            Some(config.lun),
+        );
         Some(IscsiPort {
             initiator,
             config,

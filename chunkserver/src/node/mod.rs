@@ -49,7 +49,6 @@ const CHAIN_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// See [`crate::ops::Ops::serve`].
 pub fn serve(config: &Config, port: ShardPort) -> Result<(), Failure> {
-    crate::system::apply(&config.chunkserver, config.chunkserver.memory_bytes);
     run_shard(|rt| run(rt, config.clone(), port))
         .map_err(|e| Failure::problem(format!("event loop: {e}")))?
 }
@@ -74,7 +73,6 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
         ))
     })?;
     let pool = assemble::pool(&config);
-    pool.prefault();
     let base = Base {
         rt: rt.clone(),
         pool,

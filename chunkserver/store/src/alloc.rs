@@ -99,6 +99,8 @@ pub(crate) struct Allocator {
     /// frame is durable.
     replaced: VecDeque<(u64, u64)>,
     ready: VecDeque<Region>,
+    /// Regions that became ready since [`Allocator::take_fresh_regions`].
+    fresh_regions: Vec<u32>,
     cursor: u32,
     free: u64,
 }
@@ -129,6 +131,7 @@ impl Allocator {
             waiting: VecDeque::new(),
             replaced: VecDeque::new(),
             ready: VecDeque::new(),
+            fresh_regions: Vec::new(),
             cursor: 0,
             free: 0,
         }
@@ -375,6 +378,16 @@ impl Allocator {
         }
     }
 
+    /// Regions that will be written soon, as units: first and number.
+    pub(crate) fn take_fresh_regions(&mut self) -> Vec<(u64, u64)> {
+        let regions = std::mem::take(&mut self.fresh_regions).into_iter();
+        let units = |index: u32| {
+            let first = u64::from(index) * ALLOC_UNITS;
+            (first, ALLOC_UNITS.min(self.units - first))
+        };
+        regions.map(units).collect()
+    }
+
     /// A taken unit is not needed after all.
     pub(crate) fn give_back(&mut self, unit: u64) {
         self.free += 1;
@@ -403,6 +416,7 @@ impl Allocator {
                     self.cursor = (index + 1) % regions;
                     let left = region.left;
                     self.ready.push_back(region);
+                    self.fresh_regions.push(index);
                     return Ok(left);
                 }
             }

@@ -31,9 +31,9 @@ impl Store {
     /// Makes a region's alloc page present; false if it cannot be read.
     async fn present(&self, region: u32) -> bool {
         loop {
-            match self.core.borrow_mut().alloc.missing_page(region) {
-                None => return true,
-                Some(_) => {}
+            let missing = self.core.borrow_mut().alloc.missing_page(region);
+            if missing.is_none() {
+                return true;
             }
             if self.load(vec![Missing::Alloc(region)]).await.is_err() {
                 return false;

@@ -177,28 +177,17 @@ impl Store {
     ) -> Result<Option<Vec<(Buf, u32)>>, ChunkError> {
         let mut bufs: Vec<Option<(Buf, u32)>> = vec![None; ptrs.len()];
         let (wanted, _fetching) = loop {
-            let mut wanted = Vec::new();
-            let cache = self.cache.borrow();
-            for (i, &ptr) in ptrs.iter().enumerate() {
-                if bufs[i].is_some() {
-                    continue;
-                }
-                bufs[i] = match ptr.is_hole() {
-                    true => Some((Buf::zeros(UNIT_BYTES), ZERO_GRANULE_CRC)),
-                    false => cache.get(ptr).map(|buf| (buf, ptr.crc)),
-                };
-                if bufs[i].is_none() {
-                    wanted.push(i);
-                }
-            }
+            let wanted = self.fill_from_memory(ptrs, &mut bufs);
             if wanted.is_empty() {
                 return Ok(Some(bufs.into_iter().flatten().collect()));
             }
-            let busy = wanted
-                .iter()
-                .map(|&i| ptrs[i].unit)
-                .find(|&u| cache.is_fetching(u));
-            drop(cache);
+            let busy = {
+                let cache = self.cache.borrow();
+                wanted
+                    .iter()
+                    .map(|&i| ptrs[i].unit)
+                    .find(|&unit| cache.is_fetching(unit))
+            };
             match busy {
                 Some(unit) => self.fetched(unit).await,
                 None => {
@@ -230,6 +219,25 @@ impl Store {
             bufs[i] = Some((good, ptrs[i].crc));
         }
         Ok(Some(bufs.into_iter().flatten().collect()))
+    }
+
+    /// Fills in what needs no reading; returns the places of the rest.
+    fn fill_from_memory(&self, ptrs: &[Ptr], bufs: &mut [Option<(Buf, u32)>]) -> Vec<usize> {
+        let cache = self.cache.borrow();
+        let mut wanted = Vec::new();
+        for (i, (&ptr, buf)) in ptrs.iter().zip(bufs).enumerate() {
+            if buf.is_some() {
+                continue;
+            }
+            *buf = match ptr.is_hole() {
+                true => Some((Buf::zeros(UNIT_BYTES), ZERO_GRANULE_CRC)),
+                false => cache.get(ptr).map(|buf| (buf, ptr.crc)),
+            };
+            if buf.is_none() {
+                wanted.push(i);
+            }
+        }
+        wanted
     }
 
     /// Whether a granule still lies there; `None`: its map page is not in memory.

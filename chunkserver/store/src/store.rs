@@ -351,6 +351,12 @@ impl Store {
         if unflushed > UNFLUSHED_BYTES_MAX {
             self.kick_flush(self.answered.get());
         }
+        // Intent bits go ahead of the writes, so that none waits for a bitmap page.
+        let regions = self.core.borrow_mut().alloc.take_fresh_regions();
+        for (unit, units) in regions {
+            let range = sector(unit)..sector(unit + units);
+            drop(self.medium.mirror.predirty(range, IoCtx::metadata()));
+        }
         let running = matches!(*self.life.borrow(), Life::Running);
         if due && running && self.checkpoints_begun.get() == self.checkpoints.get() {
             self.want_checkpoint(self.checkpoints.get() + 1);

@@ -6,7 +6,9 @@ use smallvec::SmallVec;
 /// Pointers of a Map record: at most one block's.
 pub(crate) type Ptrs = SmallVec<[Ptr; 16]>;
 
-/// One change of the store's metadata.
+/// One change of the store's metadata. Map, by far the most frequent, is the large one: it lives on
+/// the stack of the write that makes it, without an allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Record {
     /// A new chunk, or with `replica` one under construction.

@@ -98,7 +98,7 @@ impl Disk {
         for write in done {
             for (i, bytes) in write.data.chunks_exact(SECTOR).enumerate() {
                 self.durable
-                    .insert(write.at + i as u64, bytes.try_into().unwrap());
+                    .insert(write.at + i as u64, bytes.try_into().expect("a sector"));
             }
         }
     }
@@ -137,7 +137,7 @@ impl Disk {
             for (i, bytes) in write.data.chunks_exact(SECTOR).enumerate() {
                 if rng.below(100) < keep {
                     self.durable
-                        .insert(write.at + i as u64, bytes.try_into().unwrap());
+                        .insert(write.at + i as u64, bytes.try_into().expect("a sector"));
                 }
             }
         }

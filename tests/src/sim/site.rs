@@ -22,19 +22,19 @@ pub const INITIATOR: &str = "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator";
 /// Name of both targets: an IQN does not identify a node.
 pub const TARGET: &str = "iqn.2024-12.tp2.b3:data-chunk1";
 
-/// Seeds to run: `SIM_SEED` alone if given, `many` of them else, ten times as many with
-/// `SIM_LONG`.
+/// Seeds to run: `SIM_SEED` alone if given; else as many as `SIM_RUNS` says, or `many` of them, or
+/// ten times as many with `SIM_LONG`.
 pub fn seeds(many: u64) -> Vec<u64> {
-    let given = std::env::var("SIM_SEED").ok();
-    if let Some(seed) = given.and_then(|seed| seed.parse().ok()) {
+    let number = |name| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
+    if let Some(seed) = number("SIM_SEED") {
         return vec![seed];
     }
-    let many = if std::env::var_os("SIM_LONG").is_some() {
-        10 * many
+    let long = if std::env::var_os("SIM_LONG").is_some() {
+        10
     } else {
-        many
+        1
     };
-    (1..=many).collect()
+    (1..=number("SIM_RUNS").unwrap_or(many * long)).collect()
 }
 
 /// Runs `test` for every seed and names the one that failed.
@@ -87,6 +87,13 @@ impl Site {
             net,
             nodes,
             chance,
+        }
+    }
+
+    /// A line about what happens, shown when one seed is replayed.
+    pub fn note(&self, line: impl FnOnce() -> String) {
+        if std::env::var_os("SIM_SEED").is_some() {
+            eprintln!("{:?} {}", self.world.now(), line());
         }
     }
 

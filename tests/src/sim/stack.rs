@@ -128,6 +128,13 @@ impl Stack {
         (0..2).all(|leg| self.array.in_sync(blockdev::LegIndex(leg)))
     }
 
+    /// State of the legs, for people.
+    pub fn legs(&self) -> Vec<String> {
+        let snapshot = self.array.snapshot();
+        let legs = snapshot.legs.iter();
+        legs.map(|leg| format!("{leg:?}")).collect()
+    }
+
     /// SIGTERM: everything is flushed and says goodbye.
     pub fn stop(self, site: &Site) {
         let Stack { node, array, store } = self;

@@ -89,7 +89,7 @@ impl Unit {
             0x12 => self.inquiry(lun, cdb),
             0x1a => Reply::Good(cut(self.mode(4), u64::from(cdb[4]))),
             0x9e if cdb[1] & 0x1f == 0x10 => {
-                Reply::Good(cut(self.capacity(), u64::from(number(cdb, 10) as u32)))
+                Reply::Good(cut(self.capacity(), u64::from(number(cdb, 10))))
             }
             0xa0 => Reply::Good(vec![0, 0, 0, 8, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0]),
             0x88 | 0x8a | 0x91 | 0x42 | 0x93 => return self.begin(cdb, data),

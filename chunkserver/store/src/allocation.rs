@@ -42,7 +42,6 @@ impl Store {
     }
 
     async fn used_from(&self, from: Sector) -> Option<Range<Sector>> {
-        let _hold = self.hold();
         let (units, regions) = {
             let core = self.core.borrow();
             (core.alloc.units(), core.alloc.regions())
@@ -80,7 +79,6 @@ impl Store {
     }
 
     async fn verdicts(&self, at: Sector, data: IoVec) -> Vec<Verdict> {
-        let _hold = self.hold();
         let first = at.0 / UNIT_SECTORS;
         let mut out = Vec::with_capacity(data.len() / UNIT_BYTES);
         for i in 0..data.len() / UNIT_BYTES {

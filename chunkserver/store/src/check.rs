@@ -436,7 +436,6 @@ impl Store {
     /// Reads one region (672 granules) of a running volume on every leg, and heals. For the
     /// scrub, which walks from 0 to [`Store::scrub_regions`].
     pub async fn scrub_region(&self, region: u32) -> ScrubStep {
-        let _hold = self.hold();
         let mut step = ScrubStep::default();
         if *self.life.borrow() != Life::Running {
             return step;
@@ -478,7 +477,6 @@ impl Store {
     /// returns how many granules of theirs are concerned. Walks over all maps.
     pub async fn report_damaged_units(&self, units: &[u64]) -> u64 {
         let wanted: BTreeSet<u64> = units.iter().copied().collect();
-        let _hold = self.hold();
         let mut found = 0;
         let ids = self.core.borrow().dir.live_ids();
         for (id, number) in ids {
@@ -495,7 +493,7 @@ impl Store {
                 self.report_damage(id);
             }
             found += hits;
-            self.sweep_if_large();
+            self.sweep();
         }
         found
     }

@@ -81,13 +81,14 @@ impl Store {
         closing: bool,
         change: impl Fn(&mut Superblock),
     ) -> Result<(), ChunkError> {
-        let _hold = self.hold();
-        let cut = loop {
-            let step = self.step();
-            match step {
-                Step::Cut(cut) => break cut,
-                Step::Load(missing) => self.load(missing).await?,
-                Step::Full => return Err(ChunkError::NoSpace),
+        let cut = {
+            let _hold = self.hold();
+            loop {
+                match self.step() {
+                    Step::Cut(cut) => break cut,
+                    Step::Load(missing) => self.load(missing).await?,
+                    Step::Full => return Err(ChunkError::NoSpace),
+                }
             }
         };
         let seq = cut.seq;

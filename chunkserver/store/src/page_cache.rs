@@ -90,6 +90,12 @@ impl<K: Copy + Ord> PageCache<K> {
         self.pages.get(&key).map(|entry| entry.page.clone())
     }
 
+    /// Whether so many clean pages are here that a sweep should not wait. The margin is more than
+    /// one write needs at once.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.pages.len() - self.dirty.len() > 2 * self.clean_max + 64
+    }
+
     /// Drops clean pages beyond the bound, those not used since the last sweep first, except
     /// where `keep` says so.
     pub(crate) fn sweep(&mut self, keep: impl Fn(K) -> bool) {

@@ -133,7 +133,8 @@ impl Store {
         self.me.upgrade().expect("a method of a store that lives")
     }
 
-    /// Loaded pages stay while the guard lives.
+    /// Loaded pages stay while the guard lives: for operations that need more of them at once than
+    /// the caches are sure to keep. Others look again and load again.
     pub(crate) fn hold(&self) -> Hold<'_> {
         self.holding.set(self.holding.get() + 1);
         Hold(self)
@@ -242,6 +243,13 @@ impl Store {
             if taken && !fetched.bad.is_empty() {
                 self.rc().heal_later(ptr, fetched);
             }
+        }
+        let crowded = {
+            let core = self.core.borrow();
+            core.alloc.pages.is_crowded() || core.maps.pages.is_crowded()
+        };
+        if crowded {
+            self.sweep();
         }
         Ok(())
     }
@@ -371,7 +379,7 @@ impl Store {
         if self.unflushed_since.get().is_none() {
             self.unflushed_since.set(Some(self.rt.now()));
         }
-        if self.needs_no_flush() {
+        if self.needs_no_flush() || self.writes_through() {
             self.on_durable(answered);
         }
         self.answered.raise(answered);
@@ -456,7 +464,6 @@ impl Store {
         }
         let mut healed = 0;
         for (leg, since) in bad {
-            let _hold = self.hold();
             let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
             if !missing.is_empty() && Box::pin(self.load(missing)).await.is_err() {
                 return healed;
@@ -501,7 +508,6 @@ impl Store {
 
     /// A write was refused for want of space: maps the old granules again.
     async fn undo(self: Rc<Self>, seq: u64, write: DataWrite) {
-        let _hold = self.hold();
         loop {
             let record = self.undo_record(&write.undo);
             let Ok(record) = record else {
@@ -598,6 +604,15 @@ impl Store {
         });
     }
 
+    /// Drops clean pages of metadata beyond their bound, unless an operation needs many at once.
+    pub(crate) fn sweep(&self) {
+        if self.holding.get() == 0 {
+            let mut core = self.core.borrow_mut();
+            core.alloc.sweep();
+            core.maps.pages.sweep(|_| false);
+        }
+    }
+
     async fn tick(&self) {
         if self.answered.get() > self.durable.get() {
             self.kick_flush(self.answered.get());
@@ -613,11 +628,7 @@ impl Store {
         if mark {
             self.pump();
         }
-        if self.holding.get() == 0 {
-            let mut core = self.core.borrow_mut();
-            core.alloc.sweep();
-            core.maps.pages.sweep(|_| false);
-        }
+        self.sweep();
         let now = (self.rt.wall().0 / 1_000_000) as u32;
         if let Err(error) = self.purge_expired(now, PURGES_PER_TICK).await {
             tracing::warn!(volume = %self.options.name, %error, "purge of old deletions failed");
@@ -646,7 +657,7 @@ impl Store {
             chunks: core.dir.live().chunks,
             damaged_chunks: self.counters.damaged.borrow().len() as u64,
             healed_blocks: self.counters.healed.get(),
-            quarantined_chunks: core.dir.quarantine().count() as u64,
+            quarantined_chunks: core.dir.held().chunks + core.dir.held_hard().chunks,
             unflushed_bytes: match self.unflushed_since.get() {
                 Some(_) => core.journal.unflushed_bytes(),
                 None => 0,

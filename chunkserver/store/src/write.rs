@@ -160,7 +160,6 @@ impl Store {
         first: u32,
         granules: Vec<Granule>,
     ) -> Result<Submitted, ChunkError> {
-        let _hold = self.hold();
         let probe = Record::Map {
             slot,
             block: (first / BLOCK_GRANULES) as u16,

@@ -434,3 +434,47 @@ fn rot_on_the_only_leg_is_noticed_and_reported() {
     assert_eq!(summary.problems[0].chunk, Some((id, V1)));
     assert_eq!(summary.problems[0].block, Some(0));
 }
+
+#[test]
+fn the_store_tells_which_space_is_used_and_whether_it_is_right() {
+    use blockdev::{Allocation, Done, IoCtx, Op, Sector, Verdict};
+    let w = World::new(64);
+    let store = w.open();
+    w.rt.block_on(store.create(ChunkId(1), V1))
+        .expect("created");
+    w.write(&store, 1, V1, 0, 0, &pattern(1, 65_536));
+    w.stop(store);
+    let store = w.open();
+    let mut from = Sector(0);
+    let mut used = 0;
+    let mut verdicts = [0; 4];
+    while let Some(range) = w.rt.block_on(store.next_used(from)) {
+        assert!(range.end > from && range.start < range.end);
+        let sectors = (range.end.0 - range.start.0) as u32;
+        used += sectors / 8;
+        let op = Op::Read {
+            at: range.start,
+            sectors,
+        };
+        let read = w.rt.block_on(w.mirror.submit(op, IoCtx::background()));
+        let Ok(Done::Read(data, _)) = read else {
+            panic!("{read:?}")
+        };
+        for verdict in w.rt.block_on(store.judge(range.start, data)) {
+            verdicts[verdict as usize] += 1;
+        }
+        from = range.end;
+    }
+    // 8 segments of 256 units, 128 superblock slots; 16 granules, a map page, 2 or more tree pages.
+    let fixed = 8 * 256 + 128;
+    assert_eq!(verdicts[Verdict::Unknown as usize], fixed);
+    assert_eq!(
+        verdicts[Verdict::Bad as usize] + verdicts[Verdict::Free as usize],
+        0
+    );
+    assert!(verdicts[Verdict::Good as usize] >= 19, "{verdicts:?}");
+    assert!(used >= fixed + 19);
+    let free =
+        w.rt.block_on(store.judge(Sector(40 << 11), IoVec::zeros(8_192)));
+    assert_eq!(free, [Verdict::Free, Verdict::Free]);
+}

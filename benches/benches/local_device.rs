@@ -3,7 +3,7 @@
 //!
 //! The file lies in `BENCH_DIR` (default: the system's folder for temporary files).
 
-use benches::Bench;
+use benches::{sized, Bench};
 use blockdev::driver::local::{LocalDevice, LocalOptions, Via};
 use blockdev::driver::run_shard;
 use blockdev::sim::Chance;
@@ -15,6 +15,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FILE_BYTES: u64 = 256 << 20;
+const FILE_BYTES_SMOKE: u64 = 4 << 20;
 const BLOCK: u64 = 4096;
 const COUNT: u64 = 1000;
 
@@ -26,13 +27,17 @@ impl Drop for Scratch {
     }
 }
 
+fn file_bytes() -> u64 {
+    sized(FILE_BYTES, FILE_BYTES_SMOKE)
+}
+
 fn place(chance: &Chance) -> u64 {
-    chance.below(FILE_BYTES / BLOCK) * BLOCK
+    chance.below(file_bytes() / BLOCK) * BLOCK
 }
 
 /// Fills the file, so that no read meets a hole.
 async fn fill(device: &LocalDevice, data: &IoVec) {
-    for at in (0..FILE_BYTES).step_by(data.len()) {
+    for at in (0..file_bytes()).step_by(data.len()) {
         let op = Op::Write {
             at: Sector::from_bytes(at),
             data: data.clone(),
@@ -124,7 +129,7 @@ fn main() {
     run_shard(|rt| async move {
         let pool = Pool::new(16 << 20);
         let options = LocalOptions {
-            create_bytes: Some(FILE_BYTES),
+            create_bytes: Some(file_bytes()),
             ..LocalOptions::new(path)
         };
         let device = LocalDevice::open(&rt, &pool, &options)

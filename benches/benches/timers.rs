@@ -1,6 +1,6 @@
 //! How late does a timer of 100 µs fire, and what does a deadline cost that never does?
 
-use benches::{Bench, Measured};
+use benches::{sized, Bench, Measured};
 use blockdev::driver::run_shard;
 use blockdev::rt::Timed;
 use blockdev::Instant;
@@ -15,22 +15,24 @@ impl Timed for Nobody {
 
 const WAIT: Duration = Duration::from_micros(100);
 const SLEEPS: usize = 500;
+const SLEEPS_SMOKE: usize = 10;
 
 fn main() {
+    let sleeps = sized(SLEEPS, SLEEPS_SMOKE);
     let (ours, theirs, yields) = run_shard(|rt| async move {
         let mut ours = Vec::new();
-        for _ in 0..SLEEPS {
+        for _ in 0..sleeps {
             ours.push(rt.sleep(WAIT).await.0.as_nanos() as f64);
         }
         let mut theirs = Vec::new();
-        for _ in 0..SLEEPS {
+        for _ in 0..sleeps {
             let due = rt.now() + WAIT;
             tokio::time::sleep(WAIT).await;
             theirs.push(rt.now().since(due).as_nanos() as f64);
         }
         // What is left when nothing waits: the event loop itself.
         let mut yields = Vec::new();
-        for _ in 0..SLEEPS {
+        for _ in 0..sleeps {
             let begin = rt.now();
             tokio::task::yield_now().await;
             yields.push(rt.now().since(begin).as_nanos() as f64);

@@ -5,13 +5,17 @@
 //! each beside its ratio to the first. Absolute figures belong to the machine; the ratios are what
 //! a decision rests on.
 //!
-//! `BENCH_ROUNDS` sets the number of turns (default 25).
+//! `BENCH_ROUNDS` sets the number of turns (default 25, or what the bench says). Without cargo's
+//! `--bench`, as `cargo test --benches` starts it, a bench is a smoke test: everything is done a few
+//! times, and the figures mean nothing.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 /// Turns that warm caches and are not counted.
 const WARM_UP: usize = 2;
+/// Operations of a turn in a smoke test.
+const SMOKE_COUNT: u64 = 20;
 
 /// Real time. Benches are the one place that may look at it.
 #[allow(clippy::disallowed_methods, reason = "a bench measures real time")]
@@ -29,6 +33,70 @@ pub fn thread_cpu() -> Duration {
     let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     assert_eq!(result, 0, "CLOCK_THREAD_CPUTIME_ID exists");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of a process, all its threads, user and system; `None` is this one. Zero when there is
+/// no such process.
+pub fn process_cpu(pid: Option<u32>) -> Duration {
+    let pid = pid.map_or(0, |pid| pid as libc::pid_t);
+    let mut clock = 0;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes one clock id.
+    let missing = unsafe { libc::clock_getcpuclockid(pid, &mut clock) } != 0;
+    // SAFETY: the kernel writes one timespec.
+    if missing || unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// CPU time of all children that have ended and were waited for, user and system.
+pub fn children_cpu() -> Duration {
+    // SAFETY: a struct of integers, for which zeros are fine.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one rusage.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage) };
+    assert_eq!(result, 0, "RUSAGE_CHILDREN exists");
+    let part = |t: libc::timeval| {
+        Duration::new(t.tv_sec as u64, 0) + Duration::from_micros(t.tv_usec as u64)
+    };
+    part(usage.ru_utime) + part(usage.ru_stime)
+}
+
+/// Whether this is a smoke test: see the module.
+pub fn is_smoke() -> bool {
+    !std::env::args().any(|arg| arg == "--bench")
+}
+
+/// `full`, or `smoke` in a smoke test.
+pub fn sized<T>(full: T, smoke: T) -> T {
+    if is_smoke() {
+        smoke
+    } else {
+        full
+    }
+}
+
+/// Turns to be counted: `BENCH_ROUNDS`, or `default`; one in a smoke test.
+pub fn rounds(default: usize) -> usize {
+    let given = std::env::var("BENCH_ROUNDS").ok();
+    let rounds = given.and_then(|n| n.parse().ok()).unwrap_or(default).max(1);
+    sized(rounds, 1)
+}
+
+/// What was asked for on the command line (`cargo bench --bench NAME -- WORD...`): candidates whose
+/// name holds one of the words; all if there are none.
+pub fn is_chosen(name: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|a| !a.starts_with('-'));
+    match words.next() {
+        None => true,
+        Some(first) => std::iter::once(first)
+            .chain(words)
+            .any(|w| name.contains(&w)),
+    }
 }
 
 /// A candidate: does the operation `n` times.
@@ -73,15 +141,16 @@ impl<'a> Bench<'a> {
 
     /// Measures and prints.
     pub fn run(mut self) -> Vec<Measured> {
-        let rounds = rounds();
+        let (rounds, warm_up) = (rounds(25), sized(WARM_UP, 0));
         let mut times: Vec<Vec<f64>> = vec![Vec::new(); self.candidates.len()];
-        for round in 0..rounds + WARM_UP {
+        for round in 0..rounds + warm_up {
             for ((_, count, work), times) in self.candidates.iter_mut().zip(&mut times) {
+                let count = sized(*count, SMOKE_COUNT.min(*count));
                 let begin = clock();
-                work(black_box(*count));
+                work(black_box(count));
                 let took = begin.elapsed();
-                if round >= WARM_UP {
-                    times.push(took.as_nanos() as f64 / *count as f64);
+                if round >= warm_up {
+                    times.push(took.as_nanos() as f64 / count as f64);
                 }
             }
         }
@@ -98,11 +167,6 @@ impl<'a> Bench<'a> {
         }
         measured
     }
-}
-
-fn rounds() -> usize {
-    let given = std::env::var("BENCH_ROUNDS").ok();
-    given.and_then(|n| n.parse().ok()).unwrap_or(25).max(1)
 }
 
 impl Measured {

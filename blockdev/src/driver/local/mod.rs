@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, Once};
 use std::task::{Context, Poll, Waker};
@@ -54,6 +55,8 @@ const HOLE_BYTES_MAX: u64 = 1 << 30;
 /// after they have answered it.
 const CLAIM_PATIENCE: Duration = Duration::from_millis(250);
 const CLAIM_RETRY: Duration = Duration::from_millis(5);
+/// How long the search for who has it may take.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Told when a piece is done.
 trait Owner {
@@ -166,6 +169,10 @@ impl LocalDevice {
                 Err(OpenError::InUse { .. }) if rt.now() < patience => {
                     rt.sleep(CLAIM_RETRY).await;
                 }
+                Err(OpenError::InUse { path, .. }) => {
+                    let holder = holder_within(rt, path.clone()).await;
+                    return Err(OpenError::InUse { path, holder });
+                }
                 other => break other?,
             }
         };
@@ -246,6 +253,18 @@ impl LocalDevice {
         let engine = self.shared.engine.borrow_mut().take();
         drop(engine);
     }
+}
+
+/// Asks who holds `path`, on a thread of its own and not for long: an error message is not worth
+/// a shard that stands still.
+async fn holder_within(rt: &Rt, path: PathBuf) -> Option<String> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let asking = std::thread::Builder::new()
+        .name("holder".into())
+        .spawn(move || tell.send(open::holder(&path)));
+    asking.ok()?;
+    let told = rt.by(rt.now() + HOLDER_PATIENCE, told).await;
+    told.ok()?.ok()?
 }
 
 fn ring_or_warning(rt: &Rt, file: &Arc<File>, owner: &Weak<dyn Owner>) -> Option<Rc<Ring>> {

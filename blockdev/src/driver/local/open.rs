@@ -188,9 +188,7 @@ fn open_direct(options: &LocalOptions, is_block: bool) -> Result<(File, bool), O
     opened.map_err(|source| match source.raw_os_error() {
         Some(libc::EBUSY) => OpenError::InUse {
             path: path.to_owned(),
-            holder: std::fs::metadata(path)
-                .ok()
-                .and_then(|m| block_holder(m.rdev())),
+            holder: None,
         },
         _ => OpenError::System {
             path: path.to_owned(),
@@ -216,8 +214,19 @@ fn lock(file: &File, path: &Path) -> Result<(), OpenError> {
     }
     Err(OpenError::InUse {
         path: path.to_owned(),
-        holder: file.metadata().ok().and_then(|m| lock_holder(&m)),
+        holder: None,
     })
+}
+
+/// Who has a claimed file or device, as far as it can be found out. May block for long: procfs
+/// makes a reader wait for a process that is stuck in execve(2).
+pub(super) fn holder(path: &Path) -> Option<String> {
+    let about = std::fs::metadata(path).ok()?;
+    if about.file_type().is_block_device() {
+        block_holder(about.rdev())
+    } else {
+        lock_holder(&about)
+    }
 }
 
 /// Who holds the flock of a file: a line of `/proc/locks` reads
@@ -253,23 +262,31 @@ fn block_holder(device: u64) -> Option<String> {
     if let Some(place) = mount {
         return Some(format!("a mount at {place}"));
     }
-    for process in std::fs::read_dir("/proc").ok()?.flatten() {
-        let pid = process.file_name().to_string_lossy().into_owned();
-        if pid.parse::<u32>().is_err() {
-            continue; // `self` and the many that are no process
-        }
-        let Ok(open) = std::fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let has_it = open.flatten().any(|fd| {
-            std::fs::metadata(fd.path())
-                .is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device)
-        });
-        if has_it {
-            return Some(format!("pid {pid}"));
-        }
+    // Ourselves first: that needs no look at processes that may be stuck.
+    let own = std::process::id();
+    if has_open(own, device) {
+        return Some(format!("pid {own}"));
     }
-    None
+    // `self` and much else in there is no process.
+    let all = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut pids = all.filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok());
+    let pid = pids.find(|&pid| has_open(pid, device))?;
+    Some(format!("pid {pid}"))
+}
+
+/// Whether a process has a block device open. Only what lies in /dev is looked at: a file
+/// elsewhere may be on a mount that hangs.
+fn has_open(pid: u32, device: u64) -> bool {
+    let Ok(open) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    let mut links = open.flatten().filter_map(|fd| {
+        let link = std::fs::read_link(fd.path()).ok()?;
+        link.starts_with("/dev").then_some(link)
+    });
+    links.any(|link| {
+        std::fs::metadata(link).is_ok_and(|m| m.file_type().is_block_device() && m.rdev() == device)
+    })
 }
 
 /// What O_DIRECT wants: the smallest read at 0 that is not refused.

@@ -97,7 +97,7 @@ struct Core {
     session: Session,
     link: Option<Box<dyn Link>>,
     /// By slot of the tag.
-    waiters: Vec<Option<Waiter>>,
+    waiters: Vec<smallvec::SmallVec<[(Tag, Waiter); 1]>>,
     login: Option<LoginResult>,
     news: VecDeque<News>,
 }
@@ -332,10 +332,9 @@ impl Inner {
             Ok(tag) => {
                 let slot = tag.slot();
                 if core.waiters.len() <= slot {
-                    core.waiters.resize_with(slot + 1, || None);
+                    core.waiters.resize_with(slot + 1, smallvec::SmallVec::new);
                 }
-                debug_assert!(core.waiters[slot].is_none(), "a slot with two waiters");
-                core.waiters[slot] = Some(waiter);
+                core.waiters[slot].push((tag, waiter));
                 drop(core);
                 self.wake();
                 Some(tag)
@@ -386,7 +385,10 @@ impl Inner {
             };
             match event {
                 Event::Done(tag, outcome) => {
-                    let waiter = core.waiters.get_mut(tag.slot()).and_then(Option::take);
+                    let waiter = core.waiters.get_mut(tag.slot()).and_then(|here| {
+                        let at = here.iter().position(|(t, _)| *t == tag)?;
+                        Some(here.remove(at).1)
+                    });
                     drop(core);
                     if let Some(waiter) = waiter {
                         waiter.tell(outcome);

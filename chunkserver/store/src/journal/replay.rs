@@ -127,8 +127,13 @@ pub(crate) async fn find(medium: &Medium, superblock: &Superblock) -> Result<Fou
     let mut index = superblock.journal_index;
     loop {
         let mut segment = images(unit);
-        let header = segment.any(unit, SegmentHeader::decode).await?;
-        let header = header.filter(|h| h.index == index && h.first_seq == seq);
+        // A leg that lost its cache may show the segment's earlier use in this very run.
+        let is_next = |h: &SegmentHeader| h.index == index && h.first_seq == seq;
+        let header = segment
+            .any(unit, |bytes, unit, identity| {
+                SegmentHeader::decode(bytes, unit, identity).filter(is_next)
+            })
+            .await?;
         let Some(header) = header else {
             found.lost = lost_in(&mut segment, unit, seq).await?;
             break;
@@ -138,9 +143,10 @@ pub(crate) async fn find(medium: &Medium, superblock: &Superblock) -> Result<Fou
         let mut at = unit + 1;
         while at < unit + units {
             let frame = segment
-                .any(at, decode)
-                .await?
-                .filter(|frame| frame.seq == seq);
+                .any(at, |bytes, unit, identity| {
+                    decode(bytes, unit, identity).filter(|frame| frame.seq == seq)
+                })
+                .await?;
             let Some(frame) = frame else { break };
             at += u64::from(frame.units);
             found.mark = found.mark.max(frame.mark);
@@ -161,10 +167,11 @@ pub(crate) async fn find(medium: &Medium, superblock: &Superblock) -> Result<Fou
 /// Whether behind `from` there is a frame that says that `seq`, which is missing, was durable.
 async fn lost_in(segment: &mut Images<'_>, from: u64, seq: u64) -> Result<Option<u64>, IoError> {
     for unit in from.max(segment.first + 1)..segment.first + segment.units {
-        if let Some(frame) = segment.any(unit, decode).await? {
-            if frame.seq > seq && frame.mark >= seq {
-                return Ok(Some(seq));
-            }
+        let proof = segment.any(unit, |bytes, unit, identity| {
+            decode(bytes, unit, identity).filter(|f| f.seq > seq && f.mark >= seq)
+        });
+        if proof.await?.is_some() {
+            return Ok(Some(seq));
         }
     }
     Ok(None)

@@ -283,11 +283,18 @@ pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) ->
     config
 }
 
-/// Two paths with one ISID would throw each other out: the derived ISIDs of all devices that collide.
+/// Two paths with one ISID would throw each other out: the derived ISIDs that collide among the devices that
+/// are served together. (Tools use one device at a time.)
 pub fn isid_collisions(config: &config::Config) -> Vec<String> {
     let mut seen: std::collections::BTreeMap<(String, Isid), String> = Default::default();
     let mut problems = Vec::new();
-    for device in &config.devices {
+    let served = |device: &&Device| {
+        config
+            .volumes
+            .iter()
+            .any(|v| v.legs.contains(&device.name) || v.spares.contains(&device.name))
+    };
+    for device in config.devices.iter().filter(served) {
         let DeviceKind::Iscsi(unit) = &device.kind else {
             continue;
         };

@@ -55,6 +55,9 @@ fn find<'a>(config: &'a Config, name: &str) -> Result<&'a Volume, Failure> {
     })
 }
 
+/// A device by its name.
+type Named = (String, Rc<dyn BlockDevice>);
+
 /// A volume's devices, open. Whoever opened them closes them.
 struct Legs(Vec<(String, Option<Leg>, Option<Failure>)>);
 
@@ -90,7 +93,7 @@ impl Legs {
     }
 
     /// All of them, or why one is missing.
-    fn all(&self) -> Result<Vec<(String, Rc<dyn BlockDevice>)>, Failure> {
+    fn all(&self) -> Result<Vec<Named>, Failure> {
         self.0
             .iter()
             .map(|(name, leg, failure)| match (leg, failure) {

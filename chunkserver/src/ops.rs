@@ -15,7 +15,7 @@ pub trait Ops {
     /// Errors that only the layers can see (two paths whose ISIDs collide).
     fn check(&self, config: &Config) -> Vec<Problem>;
 
-    /// Serves until [`Command::Stop`] is received and obeyed. The failure is of the start
+    /// Serves until [`crate::control::Command::Stop`] is received and obeyed. The failure is of the start
     /// (the port is taken, `data_path` is locked).
     fn serve(&self, config: &Config, port: ShardPort) -> Result<(), Failure>;
 

@@ -168,7 +168,7 @@ impl Node {
                 ));
             }
         }
-        chunks.sort_by(|a, b| b.0.cmp(&a.0));
+        chunks.sort_by_key(|(deleted, _)| std::cmp::Reverse(*deleted));
         Quarantine {
             chunks: chunks.into_iter().map(|(_, chunk)| chunk).collect(),
         }

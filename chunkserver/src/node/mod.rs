@@ -1,7 +1,7 @@
 //! `antler serve`: the shard's side of a running node.
 //!
 //! [`serve`] runs on the calling thread until it is told to stop. Everything that touches a chunk lives here:
-//! volumes with their arrays and devices ([`volume`]), the data port, and the executor of the master's commands.
+//! volumes with their arrays and devices (`volume`), the data port, and the executor of the master's commands.
 //! The master link itself has a thread of its own, and the admin socket and HTTP are the control thread's: both
 //! see the node through channels and the snapshot that is published here.
 

@@ -119,7 +119,7 @@ mod tests {
             shard: 3,
             ..source()
         };
-        assert_eq!(text(derive(&other)), "0x80a749468e76");
+        assert_eq!(text(derive(&other)), "0x80135ea139c8");
     }
 
     #[test]

@@ -91,9 +91,11 @@ pub(crate) struct Allocator {
     system: BTreeMap<u64, u32>,
     /// Superblock slots and journal segments: first unit, end.
     fixed: BTreeMap<u64, u64>,
-    /// Units without references that are not free yet.
-    busy: IdMap<()>,
-    /// Given up by a record: (its frame, unit); free when that is durable.
+    /// Units without references that are not free yet, with the frame that gave each up last.
+    busy: IdMap<u64>,
+    /// Given up by a record: (its frame, unit); free when that is durable. An entry is stale once
+    /// the unit was mapped again, even if a later frame gave it up anew: replay runs through reuse
+    /// that was safe when it happened, and a refused write's undoing maps what had been given up.
     waiting: VecDeque<(u64, u64)>,
     /// Given up by a checkpoint or purge: (frame, unit); free when a checkpoint at or behind the
     /// frame is durable.
@@ -250,7 +252,7 @@ impl Allocator {
             self.make_ready(unit);
             return;
         }
-        self.busy.insert(unit, ());
+        self.busy.insert(unit, seq);
         match page {
             true => self.replaced.push_back((seq, unit)),
             false => self.waiting.push_back((seq, unit)),
@@ -276,30 +278,35 @@ impl Allocator {
 
     /// Everything that frames up to `seq` gave up is free: they are durable.
     pub(crate) fn release_durable(&mut self, seq: u64, tainted: Tainted<'_>) {
-        while self.waiting.front().is_some_and(|(s, _)| *s <= seq) {
-            let Some((_, unit)) = self.waiting.pop_front() else {
-                break;
-            };
-            self.release(unit, tainted);
+        while let Some(&(by, unit)) = self.waiting.front().filter(|(by, _)| *by <= seq) {
+            self.waiting.pop_front();
+            if self.end_wait(unit, by) {
+                self.release(unit, tainted);
+            }
         }
     }
 
     /// Everything that frames and checkpoints up to `seq` replaced is free: the checkpoint at
     /// `seq` is durable.
     pub(crate) fn release_checkpointed(&mut self, seq: u64, tainted: Tainted<'_>) {
-        while self.replaced.front().is_some_and(|(s, _)| *s <= seq) {
-            let Some((_, unit)) = self.replaced.pop_front() else {
-                break;
-            };
-            self.release(unit, tainted);
+        while let Some(&(by, unit)) = self.replaced.front().filter(|(by, _)| *by <= seq) {
+            self.replaced.pop_front();
+            if self.end_wait(unit, by) || self.system.remove(&unit).is_some() {
+                self.release(unit, tainted);
+            }
         }
     }
 
+    /// Ends the wait of a unit that the frame `by` gave up; false if that entry is stale.
+    fn end_wait(&mut self, unit: u64, by: u64) -> bool {
+        let is_its = self.busy.get(&unit) == Some(&by);
+        if is_its {
+            self.busy.remove(&unit);
+        } else { eprintln!("STALE {unit} by {by}, busy {:?} system {}", self.busy.get(&unit), self.system.contains_key(&unit)); }
+        is_its
+    }
+
     fn release(&mut self, unit: u64, tainted: Tainted<'_>) {
-        // Mapped again meanwhile (a refused write was undone): no longer ours to release.
-        if self.busy.remove(&unit).is_none() && self.system.remove(&unit).is_none() {
-            return;
-        }
         self.free += 1;
         if !tainted(unit, 1) {
             self.make_ready(unit);

@@ -305,14 +305,9 @@ async fn as_master(
             ))
         })?
         .map_err(io)?;
-    let held: Vec<u64> = server.chunks().iter().map(|entry| entry.id.0).collect();
-    let first = held.iter().max().map_or(1, |id| id + 1);
-    let chunks: Vec<(ChunkId, ChunkVersion)> = (0..u64::from(args.chunks))
-        .map(|n| (ChunkId(first + n), ChunkVersion(1)))
-        .collect();
-    for &(id, version) in &chunks {
-        server.create(id, version).await.map_err(io)?;
-    }
+    let chunks = chunk::create_chunks(&mut server, args.chunks)
+        .await
+        .map_err(io)?;
     let data_port = server.data_port();
     let loading = load_chunks(base, data_port, chunks.clone(), args);
     let report = tokio::select! { biased;

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockdev::driver::run_shard;
 use blockdev::{BlockDevice, Mirror, Pool, Rt};
 use raid::assemble::{assemble, survey, LegInput};
 use raid::decide::{Decision, Role};
@@ -22,6 +21,7 @@ use crate::config::{Config, Volume};
 use crate::exit::Failure;
 use crate::model::LegState;
 use crate::node::data_path::DataPath;
+use crate::probe;
 use crate::report::{
     CheckResult, OfflineLeg, VolumeCheck, VolumeCreated, VolumeDetails, VolumeInfo, VolumeProblem,
 };
@@ -35,13 +35,12 @@ fn on_shard<T, F>(main: impl FnOnce(Base) -> F) -> Result<T, Failure>
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    run_shard(|rt| {
+    probe::on_shard(|rt| {
         main(Base {
             rt,
             pool: Pool::new(POOL_BYTES),
         })
     })
-    .map_err(|e| Failure::problem(format!("event loop: {e}")))?
 }
 
 fn find<'a>(config: &'a Config, name: &str) -> Result<&'a Volume, Failure> {

@@ -23,6 +23,7 @@ use blockdev::Rt;
 use moosefs::master::{
     Driver, FileState, Handle, MasterConfig, MasterEvent, MasterExecutor, MasterState,
 };
+use moosefs::proto::master::label_mask;
 use moosefs::replicate::Replicator;
 use moosefs::serve::{Meter, Operation, ServeConfig, Server};
 use raid::witness::FileWitness;
@@ -278,10 +279,7 @@ fn masters(config: &Config) -> Vec<(String, u16)> {
 }
 
 fn labels(letters: &[char]) -> u32 {
-    letters
-        .iter()
-        .filter(|c| c.is_ascii_uppercase())
-        .fold(0, |mask, &c| mask | 1 << (c as u32 - 'A' as u32))
+    label_mask(&letters.iter().collect::<String>())
 }
 
 /// What `GET_CONFIG` tells.

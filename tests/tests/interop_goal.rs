@@ -12,7 +12,6 @@ use harness::site::{Site, Storage, CHUNK_NODE, STOCK_NODE};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-#[ignore = "not green yet with antler: run it alone with --ignored"]
 fn goal_two_with_a_stock_chunkserver() {
     let mut site = Site::start(Storage::Local, None);
     site.add_stock(2);

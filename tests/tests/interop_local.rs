@@ -17,7 +17,6 @@ use harness::site::{Site, Storage, CHUNK_NODE, MASTER};
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-#[ignore = "not green yet: a load that writes through the mount can keep the process from starting the next daemon"]
 fn a_local_volume_serves_moosefs() {
     let mut site = Site::start(Storage::Local, Some("a secret of the site"));
     let corpus = shapes::write_every_shape(site.mounted());

@@ -16,7 +16,6 @@ use serde_json::Value;
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[test]
-#[ignore = "not green yet: a load that writes through the mount can keep the process from starting the next daemon"]
 fn a_mirrored_san_under_moosefs() {
     let mut site = Site::start(Storage::San, None);
     commands_know_the_site(&site);

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sched::{unshare, CloneFlags};
+
 use crate::clock::{monotonic_ms, wait_until};
 use crate::files::{first_difference, pattern};
 
@@ -115,6 +117,10 @@ fn write(
     rounds: &AtomicU64,
     longest: &AtomicU64,
 ) -> Acknowledged {
+    // A table of descriptors of the writer's own. Otherwise every process that the test starts has a
+    // copy of the file until its exec closes it; that close flushes through the mount, waits for the
+    // chunkserver that is away, and the test waits for the exec.
+    unshare(CloneFlags::CLONE_FILES).unwrap_or_else(|e| panic!("load: unshare: {e}"));
     let file = File::options()
         .read(true)
         .write(true)

@@ -175,6 +175,8 @@ impl Site {
     /// Mounts the file system at the master's node.
     pub fn mount(&mut self) -> &mut Mount {
         let place = self.net.place("mfs");
+        // The end of an earlier mount unmounts the place that the new one takes.
+        self.mount = None;
         self.mount
             .insert(Mount::start(&self.scratch, "client", place, &self.master))
     }

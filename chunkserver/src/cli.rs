@@ -290,7 +290,7 @@ pub enum QuarantineCommand {
 /// Chunks in the quarantine.
 #[derive(Debug, Args)]
 pub struct IdArgs {
-    /// ID or ID:VERSION, the id in hex
+    /// ID or ID:VERSION: the id in hex, the version decimal or as eight hex digits
     pub ids: Vec<String>,
     /// All of them
     #[arg(long, conflicts_with = "ids")]
@@ -300,7 +300,7 @@ pub struct IdArgs {
 /// Chunks to delete: some, or expressly all.
 #[derive(Debug, Args)]
 pub struct PurgeArgs {
-    /// ID or ID:VERSION, the id in hex
+    /// ID or ID:VERSION: the id in hex, the version decimal or as eight hex digits
     #[arg(required_unless_present = "all")]
     pub ids: Vec<String>,
     /// All of them
@@ -495,7 +495,8 @@ fn master_address(text: &str) -> Result<HostPort, String> {
     HostPort::parse(text, 9420)
 }
 
-fn hex_u64(text: &str) -> Result<u64, String> {
+/// An id: up to 16 hex digits, with or without `0x`.
+pub fn hex_u64(text: &str) -> Result<u64, String> {
     let digits = text.strip_prefix("0x").unwrap_or(text);
     match u64::from_str_radix(digits, 16) {
         Ok(n) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => Ok(n),

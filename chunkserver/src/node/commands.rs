@@ -8,6 +8,7 @@ use super::volume::VolumeLife;
 use super::Node;
 use crate::admin::{Answer, Ids, LegFill, LegName, PathName, Request};
 use crate::assemble::Leg;
+use crate::cli::{chunk_version, hex_u64};
 use crate::clock::Timestamp;
 use crate::exit::Failure;
 use crate::report::{Hold, Quarantine, QuarantineDone, QuarantinedChunk};
@@ -18,22 +19,36 @@ impl Node {
         match request {
             Request::PathFail(name) => {
                 self.unit(name)?.fail_path(&name.portal).map_err(problem)?;
-                Ok(Answer::done(format!("path {} of {} is out of use", name.portal, name.device)))
+                Ok(Answer::done(format!(
+                    "path {} of {} is out of use",
+                    name.portal, name.device
+                )))
             }
             Request::PathReinstate(name) => {
-                self.unit(name)?.reinstate_path(&name.portal).map_err(problem)?;
-                Ok(Answer::done(format!("path {} of {} is tried again", name.portal, name.device)))
+                self.unit(name)?
+                    .reinstate_path(&name.portal)
+                    .map_err(problem)?;
+                Ok(Answer::done(format!(
+                    "path {} of {} is tried again",
+                    name.portal, name.device
+                )))
             }
             Request::LegFail(name) => {
                 let (array, _) = self.array(name)?;
                 array.fail(&name.device).await.map_err(problem)?;
-                Ok(Answer::done(format!("leg {} of {} is out", name.device, name.volume)))
+                Ok(Answer::done(format!(
+                    "leg {} of {} is out",
+                    name.device, name.volume
+                )))
             }
             Request::LegRemove(name) => {
                 let (array, volume) = self.array(name)?;
                 array.remove(&name.device).await.map_err(problem)?;
                 VolumeLife::mark_attached(volume.slot(&name.device)?, true);
-                Ok(Answer::done(format!("leg {} of {} is forgotten", name.device, name.volume)))
+                Ok(Answer::done(format!(
+                    "leg {} of {} is forgotten",
+                    name.device, name.volume
+                )))
             }
             Request::LegAdd(fill) => self.add(fill).await,
             Request::LegReplace(fill) => {
@@ -46,23 +61,35 @@ impl Node {
                     .await
                     .map_err(problem)?;
                 VolumeLife::mark_attached(slot, true);
-                Ok(Answer::done(format!("leg {} of {} is being filled", fill.device, fill.volume)))
+                Ok(Answer::done(format!(
+                    "leg {} of {} is being filled",
+                    fill.device, fill.volume
+                )))
             }
-            Request::LegRun(name) => {
-                self.volume(&name.volume)?.run_alone(&name.device).map(Answer::done)
-            }
+            Request::LegRun(name) => self
+                .volume(&name.volume)?
+                .run_alone(&name.device)
+                .map(Answer::done),
             Request::QuarantineList {} => Ok(Answer::Quarantine(self.quarantine())),
             Request::QuarantineRestore(ids) => self.on_quarantined(ids, true).await,
             Request::QuarantinePurge(ids) => self.on_quarantined(ids, false).await,
-            Request::ScrubStart(_) | Request::ScrubStop(_) | Request::ScrubStatus(_) => {
-                Err(Failure::problem(
-                    "scrub is not available in this version: `antler volume check NAME --data` verifies a \
-                     volume that is not served",
-                ))
+            Request::ScrubStart(name) => {
+                let volume = self.volume(&name.volume)?;
+                let store = volume
+                    .store
+                    .borrow()
+                    .clone()
+                    .ok_or_else(|| not_open(&volume))?;
+                volume.scrub.start(&store).map(Answer::Scrub)
             }
-            Request::Status {} | Request::Paths {} | Request::PathEvents {} | Request::Arrays {} => {
-                Err(Failure::usage("answered from the snapshot"))
+            Request::ScrubStop(name) => Ok(Answer::Scrub(self.volume(&name.volume)?.scrub.stop())),
+            Request::ScrubStatus(name) => {
+                Ok(Answer::Scrub(self.volume(&name.volume)?.scrub.status()))
             }
+            Request::Status {}
+            | Request::Paths {}
+            | Request::PathEvents {}
+            | Request::Arrays {} => Err(Failure::usage("answered from the snapshot")),
         }
     }
 
@@ -208,12 +235,14 @@ impl Node {
     }
 }
 
-/// `ID` or `ID:VERSION`, hex; version 0 = any.
+/// `ID` or `ID:VERSION`; without a version any, which is 0 here.
 fn parse_id(text: &str) -> Result<(ChunkId, ChunkVersion), Failure> {
-    let (id, version) = text.split_once(':').unwrap_or((text, "0"));
-    let bad = || Failure::usage(format!("{text:?} is no ID or ID:VERSION in hex"));
-    let id = u64::from_str_radix(id, 16).map_err(|_| bad())?;
-    let version = u32::from_str_radix(version, 16).map_err(|_| bad())?;
+    let bad = |why: &str| Failure::usage(format!("{text:?} is no ID or ID:VERSION: {why}"));
+    let (id, version) = match text.split_once(':') {
+        Some((id, version)) => (id, chunk_version(version).map_err(|e| bad(&e))?),
+        None => (text, 0),
+    };
+    let id = hex_u64(id).map_err(|e| bad(&e))?;
     Ok((ChunkId(id), ChunkVersion(version)))
 }
 
@@ -226,16 +255,43 @@ fn running(volume: &Rc<VolumeLife>) -> Result<Rc<raid::Array>, Failure> {
 }
 
 fn not_running(volume: &Rc<VolumeLife>) -> Failure {
-    let why = volume
-        .volume_model()
-        .note
-        .unwrap_or_else(|| "it is being opened".to_owned());
     Failure::problem(format!(
-        "the array of volume {} does not run: {why}",
-        volume.config.name
+        "the array of volume {} does not run: {}",
+        volume.config.name,
+        reason(volume)
     ))
+}
+
+fn not_open(volume: &Rc<VolumeLife>) -> Failure {
+    Failure::problem(format!(
+        "volume {} is not open: {}",
+        volume.config.name,
+        reason(volume)
+    ))
+}
+
+fn reason(volume: &Rc<VolumeLife>) -> String {
+    let note = volume.volume_model().note;
+    note.unwrap_or_else(|| "it is being opened".to_owned())
 }
 
 fn problem(error: impl std::fmt::Display) -> Failure {
     Failure::problem(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_decimal_or_eight_hex_digits() {
+        let id = |id: u64, version: u32| Ok((ChunkId(id), ChunkVersion(version)));
+        assert_eq!(parse_id("000000000000001C:12"), id(0x1c, 12));
+        assert_eq!(parse_id("1c:00000012"), id(0x1c, 0x12));
+        assert_eq!(parse_id("1c"), id(0x1c, 0));
+        for bad in ["", ":1", "1:", "1:+2", "1:1a", "+1", "g:1", "1:1:1"] {
+            let refused = parse_id(bad).unwrap_err();
+            assert!(refused.text.contains("ID:VERSION"), "{bad}: {refused}");
+        }
+    }
 }

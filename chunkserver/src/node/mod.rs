@@ -9,6 +9,7 @@ mod commands;
 pub mod data_path;
 pub mod metered;
 mod owner;
+mod scrub;
 pub(crate) mod survey;
 pub(crate) mod volume;
 

@@ -26,6 +26,7 @@ use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
 use crate::node::metered::Metered;
+use crate::node::scrub::Scrubber;
 use crate::node::survey as translate;
 use crate::volumes::{Service, Volumes};
 
@@ -99,6 +100,7 @@ pub(crate) struct VolumeLife {
     pub(crate) legs: Vec<LegSlot>,
     pub(crate) array: RefCell<Option<Rc<Array>>>,
     pub(crate) store: RefCell<Option<Rc<Store>>>,
+    pub(crate) scrub: Rc<Scrubber>,
     /// Told to the master and to clients.
     served: Cell<bool>,
     /// Why it is not served.
@@ -167,6 +169,7 @@ impl VolumeLife {
             legs,
             array: RefCell::default(),
             store: RefCell::default(),
+            scrub: Scrubber::new(shared.base.rt.clone(), &volume.name),
             served: Cell::new(false),
             note: RefCell::default(),
             state: Cell::new(model::VolumeState::Waiting),
@@ -550,6 +553,7 @@ impl VolumeLife {
     /// Flushes, writes a checkpoint, leaves the array clean and logs out.
     pub(crate) async fn stop(&self) {
         self.stopping.set(true);
+        self.scrub.stop();
         let store = self.store.borrow_mut().take();
         if let Some(store) = store {
             if let Err(error) = store.stop().await {

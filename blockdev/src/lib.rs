@@ -14,6 +14,7 @@
 //!   page, so a retry, a second leg or a hedge always sends the same bytes.
 //! - There is no barrier: order is made by awaiting.
 
+pub mod alua;
 pub mod buf;
 pub mod completion;
 #[cfg(feature = "tokio")]
@@ -23,6 +24,7 @@ mod geometry;
 mod io;
 pub mod mutation;
 pub mod path;
+pub mod reserve;
 pub mod rt;
 #[cfg(feature = "sim")]
 pub mod sim;

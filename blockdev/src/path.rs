@@ -10,6 +10,7 @@
 //! taken by the socket; until then it can be withdrawn and leaves no taint.
 
 use crate::completion::{Abandoned, Completion};
+use crate::reserve::{ReserveIn, ReserveOut};
 use crate::{Applied, Done, Geometry, Instant, IoCtx, IoVec, LocalFuture, PathCause, ReadSectors};
 use crate::{Durability, Sector};
 use std::rc::Rc;
@@ -163,8 +164,16 @@ pub enum Command {
     TestUnitReady,
     /// TEST UNIT READY with the ORDERED attribute: a barrier on some targets.
     OrderedTestUnitReady,
-    /// REPORT TARGET PORT GROUPS; yields the raw parameter data as `Done::Read`.
+    /// REPORT TARGET PORT GROUPS; yields the raw parameter data as `Done::Read`, for
+    /// [`crate::alua::port_groups`].
     ReportTargetPortGroups,
+    /// The same with the extended header, which some units refuse with ILLEGAL REQUEST.
+    ReportTargetPortGroupsExtended,
+    /// PERSISTENT RESERVE IN; yields the raw parameter data as `Done::Read`, for the decoders of
+    /// [`crate::reserve`].
+    ReserveIn(ReserveIn),
+    /// PERSISTENT RESERVE OUT; yields `Done::Written`. A conflict is status 18h.
+    ReserveOut(ReserveOut),
 }
 
 /// How a command failed.

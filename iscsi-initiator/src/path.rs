@@ -16,9 +16,10 @@ use crate::session::task::Tag;
 use crate::session::{Attribute, Function, Outcome, Progress, ScsiCommand, Transfer};
 use blockdev::path::{
     Command, CommandError, CommandResult, Control, ControlError, Isid, LoginAs, LoginError,
-    PathName, PathPort, PathSession, Sent, SessionEvent, SessionFacts, SessionLoad, Ticket,
+    PathName, PathPort, PathSession, Sense, Sent, SessionEvent, SessionFacts, SessionLoad, Ticket,
     UnitIdentity,
 };
+use blockdev::reserve::{ReserveIn, ReserveKind, ReserveOut};
 use blockdev::{
     Completion, Done, Durability, Geometry, Instant, IoCtx, IoError, IoVec, Kind, LocalFuture,
     PathCause, ReadSectors, Rt, Sector, Seq, SECTOR_BYTES,
@@ -30,7 +31,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 /// Allocation length of REPORT TARGET PORT GROUPS, in bytes.
-const PORT_GROUPS_LEN: u32 = 1024;
+const PORT_GROUPS_LEN: u32 = 4096;
+/// Allocation length of the lists of PERSISTENT RESERVE IN: a thousand keys.
+const RESERVE_LIST_LEN: u16 = 8192;
 
 /// Where a path leads.
 #[derive(Clone, Debug)]
@@ -295,14 +298,36 @@ impl IscsiSession {
                     flush_result,
                 )
             }
-            Command::ReportTargetPortGroups => {
-                let cdb = cdb::report_target_port_groups(PORT_GROUPS_LEN);
-                (
-                    self.scsi(cdb, Transfer::Read(PORT_GROUPS_LEN)),
-                    parameter_result,
-                )
+            Command::ReportTargetPortGroups => self.ask_port_groups(false),
+            Command::ReportTargetPortGroupsExtended => self.ask_port_groups(true),
+            Command::ReserveIn(ask) => {
+                let len = match ask {
+                    ReserveIn::Keys | ReserveIn::FullStatus => RESERVE_LIST_LEN,
+                    ReserveIn::Reservation => 24,
+                    ReserveIn::Capabilities => 8,
+                };
+                let cdb = cdb::persistent_reserve_in(ask, len);
+                (self.scsi(cdb, Transfer::Read(len.into())), parameter_result)
             }
+            Command::ReserveOut(request) => (self.reserve_out(&request)?, write_result),
         })
+    }
+
+    fn ask_port_groups(&self, extended: bool) -> (ScsiCommand, Map) {
+        let cdb = cdb::report_target_port_groups(PORT_GROUPS_LEN, extended);
+        (
+            self.scsi(cdb, Transfer::Read(PORT_GROUPS_LEN)),
+            parameter_result,
+        )
+    }
+
+    fn reserve_out(&self, request: &ReserveOut) -> Option<ScsiCommand> {
+        let list = request.parameters().ok()?;
+        let cdb = cdb::persistent_reserve_out(request, u32::try_from(list.len()).ok()?);
+        let data = self
+            .client
+            .with_session(|session| session.pool().copy_now(&list));
+        Some(self.scsi(cdb, Transfer::Write(data)))
     }
 
     fn tell(news: &RefCell<OwnNews>, event: SessionEvent) {
@@ -400,7 +425,8 @@ impl PathSession for IscsiSession {
     fn submit(&self, command: Command, _ctx: IoCtx) -> (Ticket, Completion<CommandResult>) {
         let Some((command, map)) = self.translate(command) else {
             // Our own layers check ranges; a unit that shrank would say 05/21 to the same.
-            let error = CommandError::BadAnswer("range outside the unit or not aligned");
+            let error =
+                CommandError::BadAnswer("range outside the unit, not aligned, or no such form");
             return (Ticket(0), Completion::ready(Err(error)));
         };
         let (tag, completion) = self.client.command_mapped(command, map);
@@ -459,17 +485,13 @@ impl PathSession for IscsiSession {
                 })
             }
             Control::PreemptAndAbort { own, victim } => {
-                let data = cdb::persistent_reserve_data(own, victim);
-                let data = client.with_session(|session| session.pool().copy_now(&data));
-                let outcome = client.command(ScsiCommand {
-                    lun,
-                    cdb: cdb::persistent_reserve_out(
-                        cdb::ReserveAction::PreemptAndAbort,
-                        cdb::WRITE_EXCLUSIVE_REGISTRANTS_ONLY,
-                    ),
-                    transfer: Transfer::Write(data),
-                    attribute: Attribute::Simple,
-                });
+                let request = ReserveOut::PreemptAndAbort {
+                    own,
+                    victim,
+                    kind: ReserveKind::WriteExclusiveRegistrants,
+                };
+                let command = self.reserve_out(&request).expect("has a fixed form");
+                let outcome = client.command(command);
                 Box::pin(async move { managed(outcome.await) })
             }
             Control::Identify => {
@@ -552,6 +574,12 @@ fn managed(outcome: Outcome) -> Result<(), ControlError> {
         Outcome::Rejected(reason) => Err(ControlError::Refused(format!("reject {reason:#04x}"))),
         Outcome::Lost { cause, .. } => Err(ControlError::Lost(cause)),
         other if is_good(&other) => Ok(()),
-        other => Err(ControlError::Refused(failed(other).to_string())),
+        other => Err(ControlError::Refused(match failed(other) {
+            CommandError::Status {
+                status,
+                sense: Some(Sense { key, asc, ascq, .. }),
+            } => format!("scsi status {status:#04x}, sense {key:x}/{asc:02x}/{ascq:02x}"),
+            error => error.to_string(),
+        })),
     }
 }

@@ -3,7 +3,8 @@
 mod support;
 
 use blockdev::path::{Command, CommandError, Control, LoginAs, PathSession};
-use blockdev::{IoCtx, Sector};
+use blockdev::reserve::{self, ReserveIn, ReserveOut};
+use blockdev::{alua, IoCtx, Sector};
 use iscsi_initiator::discover::discover;
 use iscsi_initiator::login::keys::DigestWish;
 use std::time::Duration;
@@ -81,5 +82,55 @@ fn lun_reset_is_answered() {
             matches!(again, Ok(_) | Err(CommandError::Status { status: 2, .. })),
             "{again:?}"
         );
+    });
+}
+
+/// istgt knows PREEMPT AND ABORT, READ FULL STATUS and target port groups, which tgt does not.
+#[test]
+fn preempt_and_abort_full_status_and_port_groups() {
+    let istgt = Istgt::start();
+    run(|rt| async move {
+        let limit = rt.now() + Duration::from_secs(10);
+        let open = |shard| {
+            let port = port(initiator(&rt), istgt.portal(), 0, shard);
+            async move { port.open(LoginAs::Own, limit).await.expect("login") }
+        };
+        let (first, second) = (open(0).await, open(1).await);
+        for (session, new) in [(&first, 0xa), (&second, 0xb)] {
+            let request = ReserveOut::RegisterAndIgnore {
+                new,
+                persist: false,
+                all_ports: false,
+            };
+            let command = Command::ReserveOut(request);
+            let done = session.submit(command, IoCtx::metadata()).1.await;
+            done.expect("register");
+        }
+        let ask = |command| {
+            let answer = first.submit(command, IoCtx::metadata()).1;
+            async move { answer.await.expect("an answer").into_data().to_vec() }
+        };
+        let full = ask(Command::ReserveIn(ReserveIn::FullStatus)).await;
+        let full = reserve::full_status(&full).expect("an answer");
+        assert_eq!(full.registrants.len(), 2, "{full:?}");
+        assert!(full
+            .registrants
+            .iter()
+            .all(|one| one.initiator.starts_with(support::INITIATOR)));
+        let fence = Control::PreemptAndAbort {
+            own: 0xa,
+            victim: 0xb,
+        };
+        first.control(fence, limit).await.expect("fence");
+        let keys = ask(Command::ReserveIn(ReserveIn::Keys)).await;
+        let keys = reserve::keys(&keys).expect("an answer");
+        assert_eq!((&keys.keys[..], keys.complete), (&[0xa][..], true));
+
+        let groups = ask(Command::ReportTargetPortGroups).await;
+        let groups = alua::port_groups(&groups).expect("an answer");
+        assert!(groups.complete);
+        let own = first.identity().target_port_group.expect("VPD 83 names it");
+        let group = groups.group(own).expect("our group");
+        assert!(group.state.serves(), "{group:?}");
     });
 }

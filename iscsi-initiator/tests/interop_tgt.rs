@@ -2,14 +2,18 @@
 
 mod support;
 
-use blockdev::path::{Command, CommandError, Control, LoginAs, LoginError, PathSession};
+use blockdev::path::{
+    Command, CommandError, CommandResult, Control, ControlError, LoginAs, LoginError, PathSession,
+};
 use blockdev::path::{PathPort, SessionEvent};
+use blockdev::reserve::{self, ReserveIn, ReserveKind, ReserveOut};
 use blockdev::{Applied, Durability, IoCtx, IoVec, PathCause, Pool, ReadSectors, Rt, Sector};
 use iscsi_initiator::discover::discover;
 use iscsi_initiator::login::chap::{Algorithm, ChapConfig, Secret};
 use iscsi_initiator::login::keys::DigestWish;
 use iscsi_initiator::path::IscsiSession;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::time::Duration;
 use support::{exercise, initiator, login, pattern, port, run, Tgt, LUN_BYTES, TARGET};
 
@@ -507,4 +511,109 @@ fn bench_modes_and_verify() {
             );
         }
     });
+}
+
+/// Two I_T nexuses: registrations, a reservation that keeps a stranger from writing, and the fence
+/// by key that throws a registrant out.
+#[test]
+fn reservations_fence_by_key() {
+    let tgt = Tgt::start();
+    run(|rt| async move {
+        let limit = rt.now() + Duration::from_secs(10);
+        let open = |shard| {
+            let port = port(initiator(&rt), tgt.portal(), 1, shard);
+            async move { port.open(LoginAs::Own, limit).await.expect("login") }
+        };
+        let (first, second) = (open(0).await, open(1).await);
+        let pool = Pool::new(1 << 20);
+        let put = |session: &Rc<IscsiSession>| {
+            let command = Command::Write {
+                at: Sector(0),
+                data: pattern(&pool, Sector(0), 4096, 1),
+                want: Durability::Cache,
+            };
+            session.submit(command, IoCtx::foreground()).1
+        };
+        let kind = ReserveKind::WriteExclusiveRegistrants;
+        let register = |new| ReserveOut::RegisterAndIgnore {
+            new,
+            persist: false,
+            all_ports: false,
+        };
+        reserve(&first, register(0xa)).await.expect("register");
+        reserve(&first, ReserveOut::Reserve { own: 0xa, kind })
+            .await
+            .expect("reserve");
+        let answer = ask(&first, ReserveIn::Reservation).await;
+        let reservation = reserve::reservation(&answer).expect("an answer");
+        let holder = reservation.holder.expect("a holder");
+        assert_eq!((holder.key, holder.kind), (0xa, Some(kind)));
+
+        // Who is not registered may not write; who is, may.
+        let conflict = Err(CommandError::Status {
+            status: 0x18,
+            sense: None,
+        });
+        assert_eq!(put(&second).await.map(|_| ()), conflict);
+        let first_key = ReserveOut::Register {
+            own: 0,
+            new: 0xb,
+            persist: false,
+            all_ports: false,
+        };
+        reserve(&second, first_key).await.expect("register");
+        put(&second).await.expect("a registrant writes");
+        let keys = reserve::keys(&ask(&second, ReserveIn::Keys).await).expect("an answer");
+        assert!(keys.complete);
+        assert_eq!(keys.keys.len(), 2);
+        assert!(keys.keys.contains(&0xa) && keys.keys.contains(&0xb));
+        let capabilities = ask(&second, ReserveIn::Capabilities).await;
+        assert!(reserve::capabilities(&capabilities).is_some());
+
+        let fence = Control::PreemptAndAbort {
+            own: 0xa,
+            victim: 0xb,
+        };
+        // tgt 1.0.85 has no PREEMPT AND ABORT: the refusal proves nothing and changes nothing.
+        let refused = first.control(fence, limit).await;
+        let text = "scsi status 0x02, sense 5/24/00".to_owned();
+        assert_eq!(refused, Err(ControlError::Refused(text)));
+        put(&second).await.expect("still registered");
+        let preempt = ReserveOut::Preempt {
+            own: 0xa,
+            victim: 0xb,
+            kind,
+        };
+        reserve(&first, preempt).await.expect("preempt");
+        let keys = reserve::keys(&ask(&first, ReserveIn::Keys).await).expect("an answer");
+        assert_eq!(keys.keys, [0xa]);
+        // What is left of the victim: at most a unit attention, then conflicts.
+        let mut refused = put(&second).await.map(|_| ());
+        if matches!(refused, Err(CommandError::Status { status: 2, .. })) {
+            refused = put(&second).await.map(|_| ());
+        }
+        assert_eq!(refused, conflict);
+        let wrong = ReserveOut::Preempt {
+            own: 0xbad,
+            victim: 0xa,
+            kind,
+        };
+        assert!(reserve(&second, wrong).await.is_err());
+        reserve(&first, ReserveOut::Clear { own: 0xa })
+            .await
+            .expect("clear");
+        let keys = reserve::keys(&ask(&first, ReserveIn::Keys).await).expect("an answer");
+        assert!(keys.keys.is_empty() && keys.complete);
+    });
+}
+
+async fn reserve(session: &IscsiSession, request: ReserveOut) -> CommandResult {
+    let command = Command::ReserveOut(request);
+    session.submit(command, IoCtx::metadata()).1.await
+}
+
+async fn ask(session: &IscsiSession, question: ReserveIn) -> Vec<u8> {
+    let command = Command::ReserveIn(question);
+    let answer = session.submit(command, IoCtx::metadata()).1.await;
+    answer.expect("PERSISTENT RESERVE IN").into_data().to_vec()
 }

@@ -3,6 +3,8 @@
 //! Each function names its command; lengths are allocation or transfer lengths in bytes or blocks
 //! as the standard has them. The control byte is 0 everywhere: NACA = 0, so ACA never arises.
 
+use blockdev::reserve::{ReserveIn, ReserveOut};
+
 /// A CDB of up to 16 bytes, zero-padded as the header carries it.
 pub type Cdb = [u8; 16];
 
@@ -145,68 +147,38 @@ pub fn report_luns(len: u32) -> Cdb {
     cdb
 }
 
-/// REPORT TARGET PORT GROUPS.
-pub fn report_target_port_groups(len: u32) -> Cdb {
+/// REPORT TARGET PORT GROUPS; `extended` asks for the header that tells the transition time.
+pub fn report_target_port_groups(len: u32, extended: bool) -> Cdb {
     let mut cdb = [0; 16];
     cdb[0] = 0xa3;
-    cdb[1] = 0x0a;
+    cdb[1] = if extended { 0x2a } else { 0x0a };
     cdb[6..10].copy_from_slice(&len.to_be_bytes());
     cdb
 }
 
-/// PERSISTENT RESERVE IN: action 0 keys, 1 reservation, 2 capabilities, 3 full status.
-pub fn persistent_reserve_in(action: u8, len: u16) -> Cdb {
+/// PERSISTENT RESERVE IN.
+pub fn persistent_reserve_in(ask: ReserveIn, len: u16) -> Cdb {
     let mut cdb = [0; 16];
     cdb[0] = 0x5e;
-    cdb[1] = action & 0x1f;
+    cdb[1] = ask as u8;
     cdb[7..9].copy_from_slice(&len.to_be_bytes());
     cdb
 }
 
-/// Service actions of PERSISTENT RESERVE OUT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum ReserveAction {
-    /// REGISTER.
-    Register = 0,
-    /// RESERVE.
-    Reserve = 1,
-    /// RELEASE.
-    Release = 2,
-    /// CLEAR.
-    Clear = 3,
-    /// PREEMPT.
-    Preempt = 4,
-    /// PREEMPT AND ABORT.
-    PreemptAndAbort = 5,
-    /// REGISTER AND IGNORE EXISTING KEY.
-    RegisterAndIgnore = 6,
-}
-
-/// Reservation type Write Exclusive – Registrants Only.
-pub const WRITE_EXCLUSIVE_REGISTRANTS_ONLY: u8 = 5;
-
-/// PERSISTENT RESERVE OUT with logical unit scope; see [`persistent_reserve_data`].
-pub fn persistent_reserve_out(action: ReserveAction, kind: u8) -> Cdb {
+/// PERSISTENT RESERVE OUT; the data are [`ReserveOut::parameters`].
+pub fn persistent_reserve_out(request: &ReserveOut, parameter_len: u32) -> Cdb {
     let mut cdb = [0; 16];
     cdb[0] = 0x5f;
-    cdb[1] = action as u8;
-    cdb[2] = kind & 0x0f;
-    cdb[5..9].copy_from_slice(&24u32.to_be_bytes());
+    cdb[1] = request.action();
+    cdb[2] = request.scope_and_type();
+    cdb[5..9].copy_from_slice(&parameter_len.to_be_bytes());
     cdb
-}
-
-/// Parameter data of PERSISTENT RESERVE OUT: our key, and the key that the action is about.
-pub fn persistent_reserve_data(key: u64, action_key: u64) -> [u8; 24] {
-    let mut data = [0; 24];
-    data[0..8].copy_from_slice(&key.to_be_bytes());
-    data[8..16].copy_from_slice(&action_key.to_be_bytes());
-    data
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockdev::reserve::ReserveKind;
 
     /// Byte strings written out from SBC-3 and SPC-4.
     #[test]
@@ -240,14 +212,17 @@ mod tests {
         assert_eq!(unmap_data(1, 2)[..8], [0, 22, 0, 16, 0, 0, 0, 0]);
         assert_eq!(compare_and_write(1, 3, false)[13], 3);
         assert_eq!(report_luns(16)[6..10], [0, 0, 0, 16]);
-        assert_eq!(report_target_port_groups(16)[..2], [0xa3, 0x0a]);
-        let out = persistent_reserve_out(ReserveAction::PreemptAndAbort, 5);
+        assert_eq!(report_target_port_groups(16, false)[..2], [0xa3, 0x0a]);
+        assert_eq!(report_target_port_groups(16, true)[..2], [0xa3, 0x2a]);
+        let preempt = ReserveOut::PreemptAndAbort {
+            own: 1,
+            victim: 2,
+            kind: ReserveKind::WriteExclusiveRegistrants,
+        };
+        let out = persistent_reserve_out(&preempt, 24);
         assert_eq!(out[..9], [0x5f, 5, 5, 0, 0, 0, 0, 0, 24]);
-        assert_eq!(
-            persistent_reserve_data(1, 2)[7..16],
-            [1, 0, 0, 0, 0, 0, 0, 0, 2]
-        );
-        assert_eq!(persistent_reserve_in(3, 8)[..2], [0x5e, 3]);
+        let status = persistent_reserve_in(ReserveIn::FullStatus, 8);
+        assert_eq!(status[..9], [0x5e, 3, 0, 0, 0, 0, 0, 0, 8]);
         assert_eq!(request_sense(18)[4], 18);
         assert_eq!(read_capacity_10()[0], 0x25);
         assert_eq!(synchronize_cache_10()[0], 0x35);

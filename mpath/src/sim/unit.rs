@@ -86,7 +86,10 @@ impl Unit {
             Command::Read { .. }
             | Command::TestUnitReady
             | Command::OrderedTestUnitReady
-            | Command::ReportTargetPortGroups => {}
+            | Command::ReportTargetPortGroups
+            | Command::ReportTargetPortGroupsExtended
+            | Command::ReserveIn(_)
+            | Command::ReserveOut(_) => {}
         }
     }
 

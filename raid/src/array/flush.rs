@@ -7,8 +7,12 @@
 use super::{Array, Leg, LegState, Why};
 use crate::notify::{both, unless};
 use blockdev::{
-    completion, Completion, Done, Instant, IoCtx, IoError, IoResult, Kind, Op, Promise, Refusal,
+    completion, Completion, Done, IoCtx, IoError, IoResult, Kind, Op, Promise, Refusal,
 };
+use std::time::Duration;
+
+/// How soon to look again at a leg that is silent while it cannot be blamed.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 pub(super) struct Flushes {
@@ -134,25 +138,43 @@ impl Array {
     }
 
     /// The answer, or `None` when the leg is out before it came. Beyond `patience` the leg is
-    /// late.
+    /// late, unless the other one owes an answer of this kind as well: both late is a wait.
     async fn patiently(
         &self,
         leg: &Leg,
         answer: Completion,
-        patience: std::time::Duration,
+        patience: Duration,
     ) -> Option<IoResult> {
         let mut answer = Box::pin(answer);
-        let mut limit = self.rt.now() + patience;
+        let mut since = self.rt.now();
+        let _waits = Waits::begin(leg);
         loop {
-            let gone = self.changed.until(|| !leg.is_required());
-            match unless(self.rt.by(limit, answer.as_mut()), gone).await? {
-                Ok(result) => return Some(result),
-                Err(late) if late.is_own_stall() => limit = self.rt.now() + late.0,
-                Err(_) => {
-                    self.fail_leg(leg, Why::Late, "no answer in time");
-                    limit = Instant::FAR;
-                }
+            let limit = self.patience_ends(since, patience);
+            let shorter = || self.patience_ends(since, patience) < limit;
+            let gone = self.changed.until(|| !leg.is_required() || shorter());
+            match unless(self.rt.by(limit, answer.as_mut()), gone).await {
+                Some(Ok(result)) => return Some(result),
+                Some(Err(late)) if late.is_own_stall() => since = since + late.0,
+                Some(Err(_)) => break,
+                None if leg.is_required() => {} // the array has begun to stop
+                None => return None,
             }
+        }
+        loop {
+            self.blame_for_silence(leg);
+            let again = self.rt.now() + LOOK_AGAIN;
+            let gone = self.changed.until(|| !leg.is_required());
+            if let Ok(result) = unless(self.rt.by(again, answer.as_mut()), gone).await? {
+                return Some(result);
+            }
+        }
+    }
+
+    fn blame_for_silence(&self, leg: &Leg) {
+        let peer = self.peer(leg.index);
+        let peer_serves = peer.state() == LegState::InSync && peer.waits.get() == 0;
+        if peer_serves || leg.state() == LegState::Joining {
+            self.fail_leg(leg, Why::Late, "no answer in time");
         }
     }
 
@@ -188,6 +210,22 @@ impl Array {
                 leg.is_required().then_some(Err(error))
             }
         }
+    }
+}
+
+/// A flush or a fence that a leg owes.
+struct Waits<'a>(&'a Leg);
+
+impl<'a> Waits<'a> {
+    fn begin(leg: &'a Leg) -> Waits<'a> {
+        leg.waits.set(leg.waits.get() + 1);
+        Waits(leg)
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waits.set(self.0.waits.get() - 1);
     }
 }
 

@@ -85,6 +85,8 @@ pub(crate) struct Leg {
     pub(crate) reserved_bytes: Cell<u64>,
     /// Its window is being written again after a loss of its cache.
     pub(crate) restoring: Cell<bool>,
+    /// Flushes and fences that it owes.
+    pub(crate) waits: Cell<u32>,
     /// Losses of its cache so far.
     pub(crate) losses: Cell<u64>,
     pub(crate) reads_in_flight: Cell<u32>,
@@ -114,6 +116,7 @@ impl Leg {
             window: RefCell::default(),
             reserved_bytes: Cell::new(0),
             restoring: Cell::new(false),
+            waits: Cell::new(0),
             losses: Cell::new(0),
             reads_in_flight: Cell::new(0),
             next_read: Cell::new(0),

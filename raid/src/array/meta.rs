@@ -238,7 +238,8 @@ impl Array {
                 }
                 let idle = rt.now().since(array.last_write.get()) >= array.options.idle_after;
                 if idle && array.is_settled() {
-                    array.go_clean().await;
+                    // A failure takes a leg out, or is seen by the next write.
+                    let _ = array.go_clean().await;
                 }
                 if array.recovered.get() && array.intent.borrow().is_doubtful() {
                     array.spawn_resync();
@@ -248,7 +249,7 @@ impl Array {
     }
 
     fn is_settled(&self) -> bool {
-        (self.active.get() || !self.witness_flushed.get())
+        self.has_news()
             && !self.activating.get()
             && !self.is_writing()
             && (self.stopping.get() || !self.intent.borrow().is_doubtful())
@@ -259,50 +260,29 @@ impl Array {
                 .any(|leg| matches!(leg.state(), LegState::Leaving | LegState::Joining))
     }
 
-    /// Flushes, says clean and flushed. Gives up when a write comes before the superblocks.
-    pub(super) async fn go_clean(&self) {
+    /// Flushes, says clean and flushed. Gives up when a write comes before the superblocks, or
+    /// a leg begins to leave: what is then to be said is for the one who decided that.
+    pub(super) async fn go_clean(&self) -> Result<(), IoError> {
         let seen = self.last_write.get();
-        if self.flush_round().await.is_err() {
-            return;
-        }
+        self.flush_round().await?;
         let _turn = self.meta_turn.take().await;
-        let still = seen == self.last_write.get() && self.is_settled();
-        if !still || self.out_mask() & !self.recorded_out.get() != 0 {
-            return;
+        let unsaid = self.out_mask() & !self.recorded_out.get() != 0;
+        if seen != self.last_write.get() || !self.is_settled() || unsaid {
+            return Ok(());
         }
+        let serial = self.change_serial.get();
         self.active.set(false);
-        if self.write_superblocks().await.is_err() {
-            return;
-        }
+        self.write_superblocks().await?;
         let in_sync = |leg: &&Leg| leg.state() == LegState::InSync;
         let empty = self
             .legs
             .iter()
             .filter(in_sync)
             .all(|leg| leg.window.borrow().is_empty());
-        if empty && !self.active.get() {
+        if empty && !self.active.get() && serial == self.change_serial.get() {
             self.tell_witness(self.events.get(), self.recorded_out.get(), true)
                 .await;
         }
-    }
-
-    /// Ends the array cleanly: no new operation is taken, those under way end, everything is
-    /// flushed, superblocks are clean (unless the legs are not equalised yet). Copies stop where
-    /// they are. Bits stay set while a leg is out.
-    pub async fn stop(&self) {
-        self.stopping.set(true);
-        self.changed
-            .until(|| !self.is_writing() || self.failed.borrow().is_some())
-            .await;
-        if self.failed.borrow().is_some() {
-            return;
-        }
-        self.changed
-            .until(|| !self.sync.borrow().is_running())
-            .await;
-        self.clear_bits(true).await;
-        // Without a verdict of the store nothing was written; with a leg in doubt the last
-        // flush is all that can be done.
-        self.go_clean().await;
+        Ok(())
     }
 }

@@ -27,6 +27,7 @@ mod meta;
 mod read;
 mod restore;
 mod snapshot;
+mod stop;
 mod sync;
 mod write;
 
@@ -73,6 +74,8 @@ pub struct Options {
     pub flush_patience: Duration,
     /// A fence that the other leg has finished makes this one late after so long.
     pub fence_patience: Duration,
+    /// A stop ends after so long, whatever stands in its way (SIGTERM ends in 5 s).
+    pub stop_within: Duration,
     /// A leg that went out more than twice within a minute stays out for so long.
     pub penalty: Duration,
     /// How often bits are looked at for clearing.
@@ -94,6 +97,7 @@ impl Options {
             idle_after: Duration::from_secs(3),
             flush_patience: Duration::from_secs(5),
             fence_patience: Duration::from_millis(500),
+            stop_within: Duration::from_millis(3500),
             penalty: Duration::from_secs(30),
             bitmap_sleep: Duration::from_secs(5),
             owner: None,
@@ -160,6 +164,9 @@ pub struct Array {
     claim_counter: Cell<u64>,
     failed: RefCell<Option<String>>,
     stopping: Cell<bool>,
+    /// When it began to stop, and until when a copy that is nearly done may go on.
+    stop_began: Cell<Instant>,
+    copies_end: Cell<Instant>,
 }
 
 /// How an array begins, as assembly found it.
@@ -221,6 +228,8 @@ impl Array {
             claim_counter: Cell::new(start.claim_counter),
             failed: RefCell::default(),
             stopping: Cell::new(false),
+            stop_began: Cell::new(Instant::FAR),
+            copies_end: Cell::new(Instant(0)),
             rt,
             pool,
             witness,

@@ -276,7 +276,7 @@ impl Array {
     ) -> Result<(), IoError> {
         let mut at = range.start.0;
         while at < range.end.0 {
-            self.unless_stopping()?;
+            self.may_copy()?;
             let busy = self.is_busy();
             let unit = if busy {
                 UNIT_SECTORS_BUSY
@@ -294,13 +294,6 @@ impl Array {
             }
         }
         Ok(())
-    }
-
-    fn unless_stopping(&self) -> Result<(), IoError> {
-        match self.closed() {
-            Some(kind) => Err(IoError::not_applied(kind)),
-            None => Ok(()),
-        }
     }
 
     fn is_busy(&self) -> bool {
@@ -503,7 +496,7 @@ impl Array {
         self.set_bits(range.clone()).await?;
         let mut at = range.start.0;
         while at < range.end.0 {
-            self.unless_stopping()?;
+            self.may_copy()?;
             let busy = self.is_busy();
             let unit = if busy {
                 UNIT_SECTORS_BUSY

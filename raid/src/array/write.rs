@@ -99,6 +99,8 @@ pub(super) struct WriteOp {
     body: Body,
     ctx: IoCtx,
     rule: Rule,
+    /// Of a rebuild: the leg's content does not count yet.
+    is_copy: bool,
     outcomes: [Outcome; 2],
     promise: Option<Promise>,
 }
@@ -268,6 +270,7 @@ impl Array {
             body: write.body,
             ctx: write.ctx,
             rule: Rule::Mirrored,
+            is_copy: false,
             outcomes: [Outcome::None, Outcome::None],
             promise: Some(write.promise),
         };
@@ -321,12 +324,13 @@ impl Array {
         ctx: IoCtx,
     ) -> Completion {
         let (promise, completion) = completion::pair();
+        let is_copy = !self.leg(leg).is_required();
         if let Some(range) = &range {
             let mut intent = self.intent.borrow_mut();
-            if self.leg(leg).is_required() {
-                intent.begin(range);
-            } else {
+            if is_copy {
                 intent.begin_copy(range);
+            } else {
+                intent.begin(range);
             }
         }
         let op = WriteOp {
@@ -336,6 +340,7 @@ impl Array {
             body,
             ctx,
             rule: Rule::Direct,
+            is_copy,
             outcomes: [Outcome::None, Outcome::None],
             promise: Some(promise),
         };
@@ -353,6 +358,7 @@ impl Array {
             body: Body::Data(data, Durability::Fua),
             ctx: IoCtx::metadata(),
             rule: Rule::Mirrored,
+            is_copy: false,
             outcomes: [Outcome::None, Outcome::None],
             promise: Some(promise),
         };
@@ -653,10 +659,12 @@ impl Array {
         })
     }
 
-    /// Whether anything at all is written or waits to be.
+    /// Whether anything at all is written or waits to be, copies to a leg that is rebuilt apart:
+    /// they change nothing that counts.
     pub(super) fn is_writing(&self) -> bool {
         let tables = self.tables.borrow();
-        !tables.held.is_empty() || tables.writes.values().any(|op| op.range.is_some())
+        let counts = |op: &WriteOp| op.range.is_some() && !op.is_copy;
+        !tables.held.is_empty() || tables.writes.values().any(counts)
     }
 
     /// Keeps foreground writes out of `range` until the guard is dropped; those under way end

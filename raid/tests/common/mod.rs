@@ -3,6 +3,8 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod bench;
+
 use blockdev::rt::Rt;
 use blockdev::{
     completion, BlockDevice, Completion, Done, Durability, Event, Geometry, IoCtx, IoError, IoVec,
@@ -64,6 +66,8 @@ pub(crate) struct SimLeg {
     pub(crate) latency_us: Cell<u64>,
     pub(crate) bad: RefCell<Vec<u64>>,
     pub(crate) full: Cell<bool>,
+    /// Operations that are taken and never answered while this says so.
+    stuck: Cell<fn(&Op) -> bool>,
     events: RefCell<VecDeque<Event>>,
     waker: RefCell<Option<Waker>>,
     pub(crate) log: RefCell<Vec<String>>,
@@ -90,6 +94,7 @@ impl SimLeg {
             latency_us: Cell::new(1000),
             bad: RefCell::default(),
             full: Cell::new(false),
+            stuck: Cell::new(|_| false),
             events: RefCell::default(),
             waker: RefCell::default(),
             log: RefCell::default(),
@@ -181,6 +186,15 @@ impl SimLeg {
         self.end_queue(|leg| leg.rng.chance(50));
     }
 
+    /// What `stuck` names is not answered from now on, until another one is set.
+    pub(crate) fn stick(&self, stuck: fn(&Op) -> bool) {
+        self.stuck.set(stuck);
+        let stalled = std::mem::take(&mut *self.stalled.borrow_mut());
+        for id in stalled {
+            self.finish_after(id, Duration::ZERO);
+        }
+    }
+
     pub(crate) fn hang(&self) {
         self.hung.set(true);
     }
@@ -205,7 +219,8 @@ impl SimLeg {
     }
 
     fn finish(&self, id: u64) {
-        if self.hung.get() {
+        let is_stuck = |(op, _): &(Op, Promise)| self.stuck.get()(op);
+        if self.hung.get() || self.queue.borrow().get(&id).is_some_and(is_stuck) {
             self.stalled.borrow_mut().push(id);
             return;
         }

@@ -224,6 +224,8 @@ fn legs_clean(site: &Site) -> Option<()> {
 }
 
 fn superblocks_settle(site: &Site) {
+    // A kill leaves regions in doubt, which are compared in the background.
+    wait_mirror_whole(site);
     let settled = harness::clock::try_wait(Duration::from_secs(20), || legs_clean(site));
     assert!(
         settled.is_some(),

@@ -185,8 +185,9 @@ impl Volume {
 
 impl Chunks for Volumes {
     fn create(&self, id: ChunkId, version: ChunkVersion) -> Reply<()> {
-        if self.holder(id).is_some() {
-            return failed(ChunkError::Exists);
+        // The holder refuses it, and notes what such an order says of the master.
+        if let Some(chunks) = self.holder(id) {
+            return chunks.create(id, version);
         }
         match self.roomiest() {
             Ok(volume) => volume.chunks.create(id, version),

@@ -379,6 +379,7 @@ impl VolumeLife {
                 return Err((failed, text));
             }
         };
+        self.follow_store(&store);
         *self.store.borrow_mut() = Some(store);
         *self.note.borrow_mut() = None;
         self.state.set(match self.config.state {
@@ -441,6 +442,23 @@ impl VolumeLife {
                     None => return,
                     Some(Event::State(change)) => record(&events, &change),
                     Some(Event::Changed(_) | Event::CacheLost | Event::Tainted(_)) => {}
+                }
+            }
+        });
+    }
+
+    /// The same for what the store reports.
+    fn follow_store(&self, store: &Rc<Store>) {
+        let (store, events) = (Rc::downgrade(store), self.events.clone());
+        self.base.rt.spawn(async move {
+            loop {
+                let next = std::future::poll_fn(|cx| match store.upgrade() {
+                    Some(store) => store.poll_event(cx).map(Some),
+                    None => std::task::Poll::Ready(None),
+                });
+                match next.await {
+                    None => return,
+                    Some(change) => record(&events, &change),
                 }
             }
         });

@@ -150,9 +150,13 @@ impl Core {
                         && (*replica || self.dir.find(*id).is_none())
                 }
                 Record::Map { slot, .. } => kind(*slot) != Kind::Empty,
-                Record::SetVersion { slot, .. }
-                | Record::Truncate { slot, .. }
-                | Record::Quarantine { slot, .. } => kind(*slot) == Kind::Live,
+                Record::SetVersion { slot, .. } | Record::Truncate { slot, .. } => {
+                    kind(*slot) == Kind::Live
+                }
+                // One that is held back may come to be held hard.
+                Record::Quarantine { slot, .. } => {
+                    matches!(kind(*slot), Kind::Live | Kind::Quarantined)
+                }
                 Record::Duplicate { new, old, id, .. } => {
                     near(*new)
                         && kind(*new) == Kind::Empty
@@ -192,7 +196,7 @@ impl Core {
                         ..Slot::EMPTY
                     },
                 );
-                self.superblock.highest_id = self.superblock.highest_id.max(id);
+                self.order_id(id);
             }
             Record::Map {
                 slot,
@@ -232,7 +236,7 @@ impl Core {
                 if let Some(length) = length {
                     self.truncate(new, length, edge, seq);
                 }
-                self.superblock.highest_id = self.superblock.highest_id.max(id);
+                self.order_id(id);
             }
             Record::Quarantine { slot, at, flags } => self.dir.update(slot, |s| {
                 s.kind = Kind::Quarantined;
@@ -249,6 +253,14 @@ impl Core {
                 s.kind = Kind::Live;
                 s.blocks = blocks.max(s.blocks);
             }),
+        }
+    }
+
+    /// A chunk of this id was ordered. MooseFS 4 tells parts of a chunk apart by the top byte;
+    /// their ids come in no order.
+    fn order_id(&mut self, id: u64) {
+        if id >> 56 == 0 {
+            self.superblock.highest_id = self.superblock.highest_id.max(id);
         }
     }
 

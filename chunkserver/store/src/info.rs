@@ -8,6 +8,9 @@ use chunk_api::ChunkError;
 use std::rc::Rc;
 use thiserror::Error;
 
+/// The metaid of a volume that the next master may have, whatever chunks it holds.
+pub const ANY_METAID: u64 = u64::MAX;
+
 /// The superblock's view of a volume that is not open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeInfo {
@@ -108,9 +111,10 @@ impl Store {
             let sb = &core.superblock;
             let name = self.options.name.clone();
             if sb.metaid == metaid && (csid == 0 || sb.csid == csid) {
+                self.note_registration(core.dir.live().chunks);
                 return Ok(());
             }
-            if sb.metaid != 0 && sb.metaid != metaid {
+            if ![0, ANY_METAID, metaid].contains(&sb.metaid) {
                 return Err(AdoptError::Foreign {
                     name,
                     held: sb.metaid,
@@ -126,15 +130,29 @@ impl Store {
                 });
             }
         }
-        Ok(self.claim(metaid, csid).await?)
+        self.claim(metaid, csid).await?;
+        self.note_registration(self.core.borrow().dir.live().chunks);
+        Ok(())
+    }
+
+    /// What is ordered from now on is a master's that was told of `chunks` chunks.
+    fn note_registration(&self, chunks: u64) {
+        let wall_s = (self.rt.wall().0 / 1_000_000) as u32;
+        let now = self.rt.now();
+        self.stale.borrow_mut().on_registered(now, wall_s, chunks);
     }
 
     /// Sets the owner whatever it was, durably: the operator's `volume claim`. 0 gives the volume
-    /// up.
+    /// up, [`ANY_METAID`] to the next master that asks.
     pub async fn claim(&self, metaid: u64, csid: u16) -> Result<(), ChunkError> {
         self.writable()?;
         {
             let sb = &mut self.core.borrow_mut().superblock;
+            if sb.metaid != metaid {
+                // Ids of one file system say nothing about those of another.
+                sb.highest_id = 0;
+                self.stale.borrow_mut().on_new_owner();
+            }
             sb.metaid = metaid;
             sb.csid = if csid == 0 { sb.csid } else { csid };
         }

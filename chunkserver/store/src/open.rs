@@ -483,12 +483,23 @@ impl Store {
     /// Stops: no more changes, everything durable, a checkpoint, the volume marked as cleanly
     /// stopped. After an error the next open replays, as after a crash.
     pub async fn stop(&self) -> Result<(), ChunkError> {
+        self.stop_with(|_| {}).await
+    }
+
+    pub(crate) async fn stop_with(
+        &self,
+        change: impl Fn(&mut Superblock),
+    ) -> Result<(), ChunkError> {
         self.writable()?;
         *self.life.borrow_mut() = Life::Stopping;
         let last = self.core.borrow().journal.last_seq();
         self.durable(last).await?;
         self.checkpoints.wait(self.checkpoints_wanted.get()).await?;
-        self.run_checkpoint(false, |sb| sb.clean = true).await?;
+        self.run_checkpoint(false, |sb| {
+            sb.clean = true;
+            change(sb);
+        })
+        .await?;
         *self.life.borrow_mut() = Life::Closed;
         Ok(())
     }

@@ -5,7 +5,9 @@ use crate::directory::{Kind, FLAG_ANY_VERSION, FLAG_HARD};
 use crate::journal::record::Record;
 use crate::journal::writer::{DataWrite, Undo};
 use crate::layout::{Ptr, BLOCK_GRANULES, UNIT_BYTES};
+use crate::news::News;
 use crate::options::Durability;
+use crate::stale::Deletion;
 use crate::store::{Life, Store};
 use crate::write::{Granule, Submitted};
 use blockdev::IoVec;
@@ -23,6 +25,7 @@ impl Store {
         id: ChunkId,
         version: ChunkVersion,
     ) -> Result<u64, ChunkError> {
+        self.allotted(id);
         let place = self.order.enter(id.0);
         place.reached().await;
         self.append_create(id, version, false)
@@ -58,6 +61,65 @@ impl Store {
         Ok((slot, seq))
     }
 
+    /// The master ordered a new chunk of this id.
+    fn allotted(&self, id: ChunkId) {
+        let evidence = self.stale.borrow_mut().on_allotted(id.0);
+        evidence.into_iter().for_each(|text| self.suspect(text));
+    }
+
+    /// Remembers that an operation failed for a reason that lies here: the master gives such a
+    /// copy up.
+    pub(crate) fn note_failure(&self, id: ChunkId, error: &ChunkError) {
+        let ours = matches!(
+            error,
+            ChunkError::Io(_) | ChunkError::NoSpace | ChunkError::Crc | ChunkError::NotDone(_)
+        );
+        if ours {
+            self.stale.borrow_mut().on_failed(id.0);
+        }
+    }
+
+    /// The flags of a delete, and what it says of the master.
+    fn judge_delete(&self, id: ChunkId, version: ChunkVersion) -> u8 {
+        /// Share of the volume that single chunks may hold hard.
+        const ALONE_PART: u64 = 10;
+        let may_hold = {
+            let core = self.core.borrow();
+            core.dir.held_hard().granules < core.alloc.units() / ALONE_PART
+        };
+        let now = self.rt.now();
+        let deletion = self
+            .stale
+            .borrow_mut()
+            .on_delete(id.0, version.0, now, may_hold);
+        let hard = match deletion {
+            Deletion::Usual => 0,
+            Deletion::Hard => FLAG_HARD,
+            Deletion::HardAlone(text) => {
+                self.tell(News::StaleMaster, text);
+                FLAG_HARD
+            }
+            Deletion::Evidence(text) => {
+                self.suspect(text);
+                FLAG_HARD
+            }
+        };
+        hard | if version.0 == 0 { FLAG_ANY_VERSION } else { 0 }
+    }
+
+    /// An operation whose failure is remembered.
+    async fn noting(
+        self: Rc<Self>,
+        id: ChunkId,
+        operation: impl std::future::Future<Output = Result<(), ChunkError>>,
+    ) -> Result<(), ChunkError> {
+        let result = operation.await;
+        if let Err(error) = &result {
+            self.note_failure(id, error);
+        }
+        result
+    }
+
     /// Waits until a change that the master relies on is durable.
     async fn settled(&self, seq: u64) -> Result<(), ChunkError> {
         if blockdev::mutation::off("store.version-flush") {
@@ -77,17 +139,13 @@ impl Store {
         let record = if blockdev::mutation::off("store.quarantine") {
             Record::Purge { slot }
         } else {
-            let any = if version.0 == 0 { FLAG_ANY_VERSION } else { 0 };
-            let hard = if self.hard_hold.get() { FLAG_HARD } else { 0 };
             let at = (self.rt.wall().0 / 1_000_000) as u32;
-            Record::Quarantine {
-                slot,
-                at,
-                flags: any | hard,
-            }
+            let flags = self.judge_delete(id, version);
+            Record::Quarantine { slot, at, flags }
         };
         let seq = self.commit(&record, |_| Ok(())).await?;
         self.counters.damaged.borrow_mut().remove(&id.0);
+        self.tell(News::ChunksQuarantined, format!("chunk {id} deleted"));
         drop(place);
         self.settled(seq).await
     }
@@ -98,6 +156,7 @@ impl Store {
         new: ChunkVersion,
         old: ChunkVersion,
     ) -> Result<(), ChunkError> {
+        self.stale.borrow_mut().on_changed(id.0);
         let place = self.order.enter(id.0);
         place.reached().await;
         let (slot, _) = self.lookup(id, old)?;
@@ -212,6 +271,7 @@ impl Store {
         if length > CHUNK_BYTES {
             return Err(crate::read::WRONG_SIZE);
         }
+        self.stale.borrow_mut().on_changed(id.0);
         let place = self.order.enter(id.0);
         place.reached().await;
         let (slot, _) = self.lookup(id, old)?;
@@ -236,6 +296,7 @@ impl Store {
         if length.is_some_and(|l| l > CHUNK_BYTES) {
             return Err(crate::read::WRONG_SIZE);
         }
+        self.allotted(new.0);
         let place = self.order.enter_both(new.0 .0, old.0 .0);
         place.reached().await;
         if self.core.borrow().dir.find(new.0 .0).is_some() {
@@ -282,12 +343,6 @@ impl Store {
     pub fn largest_chunk_id(&self) -> u64 {
         self.core.borrow().superblock.highest_id
     }
-
-    /// Holds further deletes until they are purged by command (evidence of a stale master), or
-    /// no longer.
-    pub fn hold_deletes_hard(&self, hold: bool) {
-        self.hard_hold.set(hold);
-    }
 }
 
 impl Chunks for Store {
@@ -304,7 +359,7 @@ impl Chunks for Store {
     }
 
     fn set_version(&self, id: ChunkId, new: ChunkVersion, old: ChunkVersion) -> Reply<()> {
-        self.begin(self.rc().change_version(id, new, old))
+        self.begin(self.rc().noting(id, self.rc().change_version(id, new, old)))
     }
 
     fn truncate(
@@ -314,7 +369,10 @@ impl Chunks for Store {
         new: ChunkVersion,
         old: ChunkVersion,
     ) -> Reply<()> {
-        self.begin(self.rc().truncate_chunk(id, length, new, old))
+        self.begin(
+            self.rc()
+                .noting(id, self.rc().truncate_chunk(id, length, new, old)),
+        )
     }
 
     fn duplicate(
@@ -365,7 +423,11 @@ impl Chunks for Store {
             .clone()
             .write_piece((id, version), (block, offset), data, crc);
         let submitted = self.begin(write);
-        Box::pin(async move { me.settle(submitted.await?, bytes, begin).await })
+        let settled = {
+            let me = me.clone();
+            async move { me.settle(submitted.await?, bytes, begin).await }
+        };
+        Box::pin(me.noting(id, settled))
     }
 
     fn finish(&self, _id: ChunkId) -> Reply<()> {

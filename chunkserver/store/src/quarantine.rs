@@ -5,6 +5,7 @@ use crate::core_state::Core;
 use crate::directory::{FLAG_ANY_VERSION, FLAG_HARD};
 use crate::journal::record::Record;
 use crate::layout::UNIT_BYTES;
+use crate::news::News;
 use crate::store::Store;
 use chunk_api::{ChunkError, ChunkId, ChunkVersion, Report};
 
@@ -68,6 +69,7 @@ impl Store {
         };
         let seq = self.commit(&Record::Restore { slot }, still).await?;
         let version = ChunkVersion(self.core.borrow().dir.get(slot).version);
+        self.end_suspicion();
         drop(place);
         self.durable(seq).await?;
         self.reports.push(Report::New {
@@ -82,19 +84,79 @@ impl Store {
     pub async fn purge(&self, id: ChunkId, version: ChunkVersion) -> Result<(), ChunkError> {
         let slot = self.find_quarantined(id, version)?;
         let seq = self.purge_slot(slot).await?;
+        self.end_suspicion();
         self.durable(seq).await
+    }
+
+    /// Evidence of a stale master: what it deletes, and has deleted since it accepted us, is held
+    /// until an operator purges or restores all of it.
+    pub(crate) fn suspect(&self, evidence: String) {
+        let first = self.stale.borrow_mut().suspect();
+        let text = match first {
+            true => format!("{evidence}; what it deletes is held until `quarantine purge`"),
+            false => evidence,
+        };
+        self.tell(News::StaleMaster, text);
+        if first {
+            let me = self.rc();
+            self.rt.spawn(async move {
+                if let Err(error) = me.harden().await {
+                    tracing::warn!(volume = %me.options.name, %error, "earlier deletes are not held");
+                }
+            });
+        }
+    }
+
+    /// Holds hard what was deleted since the registration.
+    async fn harden(&self) -> Result<(), ChunkError> {
+        let Some(since) = self.stale.borrow().since_s() else {
+            return Ok(());
+        };
+        let held: Vec<(u32, u32)> = {
+            let core = self.core.borrow();
+            core.dir
+                .quarantine()
+                .filter(|(at, _)| *at >= since)
+                .collect()
+        };
+        for (at, slot) in held {
+            let was = self.core.borrow().dir.get(slot);
+            if was.flags & FLAG_HARD != 0 {
+                continue;
+            }
+            let flags = was.flags | FLAG_HARD;
+            let still = |core: &Core| self.still_held(core, slot, (was.id, at));
+            match self
+                .commit(&Record::Quarantine { slot, at, flags }, still)
+                .await
+            {
+                Ok(_) | Err(ChunkError::NoChunk) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// An operator has decided: if nothing is held hard any more, deletes are usual again.
+    fn end_suspicion(&self) {
+        if self.core.borrow().dir.held_hard().chunks == 0 {
+            self.stale.borrow_mut().settle();
+        }
     }
 
     async fn purge_slot(&self, slot: u32) -> Result<u64, ChunkError> {
         let was = self.core.borrow().dir.get(slot);
-        let still = |core: &Core| {
-            let now = core.dir.get(slot);
-            match (now.id, now.deleted_at) == (was.id, was.deleted_at) {
-                true => crate::ops::is_quarantined(now.kind),
-                false => Err(ChunkError::NoChunk),
-            }
-        };
+        let still = |core: &Core| self.still_held(core, slot, (was.id, was.deleted_at));
         self.commit(&Record::Purge { slot }, still).await
+    }
+
+    /// Whether a slot still is the deletion that it was.
+    fn still_held(&self, core: &Core, slot: u32, was: (u64, u32)) -> Result<(), ChunkError> {
+        let now = core.dir.get(slot);
+        match (now.id, now.deleted_at) == was {
+            true => crate::ops::is_quarantined(now.kind),
+            false => Err(ChunkError::NoChunk),
+        }
     }
 
     /// Purges what was deleted long enough ago, `most` chunks at once.

@@ -71,10 +71,17 @@ impl Store {
         let found = self.core.borrow().dir.find(id.0);
         let (number, slot) = found.ok_or(ChunkError::NoChunk)?;
         let held = ChunkVersion(slot.version);
-        match version.accepts(held) {
-            true => Ok((number, slot)),
-            false => Err(ChunkError::WrongVersion { held }),
+        if version.accepts(held) {
+            return Ok((number, slot));
         }
+        let versions = (version.0, held.0);
+        let now = self.rt.now();
+        let evidence = self
+            .stale
+            .borrow_mut()
+            .on_other_version(id.0, versions, now);
+        evidence.into_iter().for_each(|text| self.suspect(text));
+        Err(ChunkError::WrongVersion { held })
     }
 
     pub(crate) async fn read_piece(

@@ -108,6 +108,7 @@ impl Store {
             .commit(&Record::ReplicaCommit { slot, blocks }, |_| Ok(()))
             .await?;
         self.replicas.borrow_mut().open.remove(&token);
+        self.stale.borrow_mut().on_changed(id);
         drop(place);
         self.durable(seq).await
     }

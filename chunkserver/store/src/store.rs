@@ -13,12 +13,16 @@ use crate::journal::writer::{DataWrite, Io, Undo};
 use crate::layout::{sector, Ptr, UNIT_BYTES};
 use crate::maps::Missing;
 use crate::medium::{Fetched, Medium};
+use crate::news::{Fullness, News, Newsroom};
 use crate::options::{Durability, Options};
 use crate::order::Order;
 use crate::replica::Replicas;
+use crate::stale::StaleWatch;
 use crate::stats::{Counted, Counters, Stats};
 use crate::streams::Streams;
-use blockdev::{Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt};
+use blockdev::{
+    Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
+};
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -79,8 +83,9 @@ pub struct Store {
     undone: RefCell<BTreeMap<Ptr, (Ptr, u64)>>,
     /// Operations that hold on to loaded pages.
     pub(crate) holding: Cell<u32>,
-    pub(crate) hard_hold: Cell<bool>,
-    pub(crate) space_low: Cell<bool>,
+    news: Newsroom,
+    pub(crate) stale: RefCell<StaleWatch>,
+    fullness: Cell<Fullness>,
 }
 
 /// Keeps loaded pages in memory while it lives.
@@ -105,6 +110,8 @@ impl Store {
             cache: RefCell::new(DataCache::new(options.cache_bytes, pool.clone())),
             medium: Medium { mirror, pool },
             rt,
+            news: Newsroom::new(options.name.clone()),
+            stale: RefCell::new(StaleWatch::new(core.superblock.highest_id)),
             options,
             core: RefCell::new(core),
             life: RefCell::new(Life::Closed),
@@ -124,8 +131,7 @@ impl Store {
             pumping: Cell::new(false),
             undone: RefCell::default(),
             holding: Cell::new(0),
-            hard_hold: Cell::new(false),
-            space_low: Cell::new(false),
+            fullness: Cell::default(),
         })
     }
 
@@ -483,10 +489,11 @@ impl Store {
             {
                 healed += 1;
                 self.counters.healed.set(self.counters.healed.get() + 1);
-                tracing::warn!(
-                    volume = %self.options.name, event = "block_healed", unit = ptr.unit, leg = leg.0,
-                    "granule rewritten from the other leg"
+                let text = format!(
+                    "unit {} rewritten on leg {} with the right bytes",
+                    ptr.unit, leg.0
                 );
+                self.tell(News::BlockHealed, text);
             }
         }
         healed
@@ -496,11 +503,10 @@ impl Store {
     pub(crate) fn report_damage(&self, id: u64) {
         let seconds = (self.rt.wall().0 / 1_000_000) as u32;
         self.counters.last_error.set(Some((ChunkId(id), seconds)));
+        self.stale.borrow_mut().on_failed(id);
         if self.counters.damaged.borrow_mut().insert(id) {
-            tracing::error!(
-                volume = %self.options.name, event = "chunk_damaged", chunk = %ChunkId(id),
-                "chunk is damaged on every leg"
-            );
+            let text = format!("chunk {} is damaged on every leg", ChunkId(id));
+            self.tell(News::ChunkDamaged, text);
         }
         self.reports.push(Report::Damaged(ChunkId(id)));
         self.reports.push(Report::ErrorOccurred);
@@ -688,17 +694,41 @@ impl Store {
         }
     }
 
-    /// Tells once when space runs low.
+    /// Tells when space runs low.
     fn watch_space(&self) {
         let figures = self.figures();
-        let low = figures.total - figures.used <= figures.total / 100;
-        if low && !self.space_low.replace(low) {
-            tracing::warn!(
-                volume = %self.options.name, event = "space_low",
-                free_bytes = figures.total - figures.used, "less than 1 % is free"
+        let free = figures.total - figures.used;
+        let before = self.fullness.get();
+        let now = before.next(free, figures.total);
+        self.fullness.set(now);
+        if now > before {
+            let percent = free as f64 * 100.0 / figures.total.max(1) as f64;
+            self.tell(
+                News::SpaceLow,
+                format!("{percent:.1} % is free ({free} bytes)"),
             );
         }
-        self.space_low.set(low);
+    }
+
+    /// Tells the operator, now or together with what follows soon.
+    pub(crate) fn tell(&self, kind: News, text: String) {
+        let Some(due) = self.news.tell(kind, self.rt.now(), text) else {
+            return;
+        };
+        let (me, rt) = (self.me.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            rt.sleep_until(due).await;
+            if let Some(me) = me.upgrade() {
+                me.news.tell_rest(kind, rt.now());
+            }
+        });
+    }
+
+    /// What an operator wants to know, for one reader: events named as in the external interface.
+    /// Of each kind one at once and then one a second at most (deletions: one a minute), which
+    /// tells of all that came meanwhile. A reader is woken, too, when the store is dropped.
+    pub fn poll_event(&self, cx: &mut Context<'_>) -> Poll<StateChange> {
+        self.news.poll(cx)
     }
 }
 
@@ -734,6 +764,10 @@ impl Joiner for Store {
                 }),
             ) => {
                 self.data_arrived(&write, false);
+                self.tell(
+                    News::SpaceLow,
+                    "a unit below refuses writes for want of space".into(),
+                );
                 let undo = self.rc().undo(seq, write);
                 self.rt.spawn(undo);
                 return;

@@ -478,3 +478,112 @@ fn the_store_tells_which_space_is_used_and_whether_it_is_right() {
         w.rt.block_on(store.judge(Sector(40 << 11), IoVec::zeros(8_192)));
     assert_eq!(free, [Verdict::Free, Verdict::Free]);
 }
+
+fn events(store: &Store) -> Vec<(&'static str, String)> {
+    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    let next = || match store.poll_event(&mut cx) {
+        std::task::Poll::Ready(change) => Some((change.event, change.text)),
+        std::task::Poll::Pending => None,
+    };
+    std::iter::from_fn(next).collect()
+}
+
+#[test]
+fn operators_are_told_of_deletes_damage_and_low_space() {
+    let w = World::new(24);
+    let store = w.open();
+    w.rt.block_on(store.create(ChunkId(1), V1))
+        .expect("created");
+    w.write(&store, 1, V1, 0, 0, &pattern(1, 65_536));
+    w.rt.block_on(store.delete(ChunkId(1), V1))
+        .expect("deleted");
+    let told = events(&store);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "chunks_quarantined");
+    assert!(told[0].1.contains("0000000000000001"), "{told:?}");
+    w.rt.block_on(store.create(ChunkId(2), V1))
+        .expect("created");
+    let mut block = 0;
+    while store.stats().free_bytes > store.stats().size_bytes / 25 {
+        w.write(&store, 2, V1, block, 0, &pattern(2, 65_536));
+        block += 1;
+    }
+    w.rt.run_for(std::time::Duration::from_secs(2));
+    let told = events(&store);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].0, "space_low");
+    w.rt.run_for(std::time::Duration::from_secs(20));
+    assert!(events(&store).is_empty(), "a level is told once");
+}
+
+/// Evidence of a stale master holds its deletes, those before the evidence too, until an operator
+/// has dealt with each (P8).
+#[test]
+fn deletes_of_a_stale_master_are_held_hard() {
+    let w = World::new(64);
+    let store = w.open();
+    let adopt = |store: &Rc<Store>| {
+        let store = store.clone();
+        w.rt.block_on(async move { store.adopt_metaid(7, 1).await })
+            .expect("adopted");
+    };
+    adopt(&store);
+    for id in [10, 20, 30, 40] {
+        w.rt.block_on(store.create(ChunkId(id), V2))
+            .expect("created");
+        w.write(&store, id, V2, 0, 0, &pattern(1, 9_000));
+    }
+    w.rt.block_on(store.delete(ChunkId(40), V2))
+        .expect("deleted");
+    assert_eq!(events(&store).len(), 1);
+    w.stop(store);
+    // The next registration, on a later day; its ids go back.
+    w.rt.stall(std::time::Duration::from_secs(3600));
+    let store = w.open();
+    adopt(&store);
+    w.rt.block_on(store.delete(ChunkId(10), V2))
+        .expect("deleted");
+    let soft = |store: &Store| {
+        let held = store.quarantined().into_iter();
+        held.filter(|q| q.purge_after_s.is_some())
+            .map(|q| q.id.0)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(soft(&store), [40, 10]);
+    let again = w.rt.block_on(store.create(ChunkId(20), V1));
+    assert_eq!(again, Err(ChunkError::Exists));
+    w.rt.run_for(std::time::Duration::from_millis(500));
+    assert_eq!(soft(&store), [40], "held since the registration");
+    let told = events(&store);
+    assert!(
+        told.iter()
+            .any(|(kind, text)| *kind == "stale_master_suspected"
+                && text.contains("0000000000000014")),
+        "{told:?}"
+    );
+    w.rt.block_on(store.delete(ChunkId(20), V2))
+        .expect("deleted");
+    assert_eq!(soft(&store), [40]);
+    // A restart forgets the suspicion, not what is held.
+    w.stop(store);
+    let store = w.open();
+    assert_eq!(soft(&store), [40]);
+    w.rt.stall(std::time::Duration::from_secs(10 * 86_400));
+    w.rt.run_for(std::time::Duration::from_secs(3));
+    assert_eq!(store.quarantined().len(), 2, "age purges the others");
+    for id in [10, 20] {
+        let s = store.clone();
+        w.rt.block_on(async move { s.purge(ChunkId(id), V2).await })
+            .expect("purged");
+    }
+    // An older version asked for long after the registration.
+    adopt(&store);
+    w.rt.run_for(std::time::Duration::from_secs(61));
+    assert!(store.open(ChunkId(30), V1).is_err());
+    w.rt.block_on(store.delete(ChunkId(30), V2))
+        .expect("deleted");
+    assert!(soft(&store).is_empty());
+    assert_eq!(store.quarantined().len(), 1);
+    w.stop(store);
+    w.check(true);
+}

@@ -313,7 +313,7 @@ async fn fill<S: Subject>(subject: &S, payloads: &Payloads) {
 }
 
 async fn store_on(rt: &Rt, pool: &Pool, device: Rc<dyn BlockDevice>) -> Rc<Store> {
-    let mirror = SingleLeg::new(device);
+    let mirror = SingleLeg::new(device, rt.clone());
     let params = FormatParams::new("bench", [1; 16], [2; 16]);
     let formatted = format(mirror.clone(), pool, &params).await;
     formatted.expect("formatted");

@@ -25,7 +25,7 @@ impl World {
         let pool = Pool::new(256 << 20);
         let geometry = Geometry::plain(mib << 11);
         let device = MemDevice::new(rt.rt(), pool.clone(), geometry, MemTiming::default());
-        let mirror = SingleLeg::new(Rc::new(device.clone()));
+        let mirror = SingleLeg::new(Rc::new(device.clone()), rt.rt());
         let world = World {
             rt,
             pool,

@@ -106,7 +106,7 @@ fn a_million_chunks_open_at_once() {
     let pool = Pool::new(512 << 20);
     let geometry = Geometry::plain(8 << 21);
     let device = MemDevice::new(world.rt(), pool.clone(), geometry, MemTiming::default());
-    let mirror: Rc<dyn Mirror> = SingleLeg::new(Rc::new(device));
+    let mirror: Rc<dyn Mirror> = SingleLeg::new(Rc::new(device), world.rt());
     let store = format_and_open(&world, mirror.clone(), &pool);
     for id in 1..=CHUNKS {
         world

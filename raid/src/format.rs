@@ -84,7 +84,10 @@ pub async fn create(
         let mut at = 0;
         while at < size {
             let sectors = EQUALISE_SECTORS.min(size - at);
-            equalise(&**first, &**second, plan.data_offset + at, sectors).await?;
+            let place = plan.data_offset + at;
+            equalise((&**first, place), (&**second, place), sectors)
+                .await
+                .map_err(|(leg, error)| FormatError::Io { leg, error })?;
             at += sectors;
             progress(at * 512, size * 512);
         }
@@ -146,7 +149,7 @@ fn model(
     }
 }
 
-async fn write(
+pub(crate) async fn write(
     device: &dyn BlockDevice,
     at: u64,
     data: IoVec,
@@ -208,7 +211,7 @@ pub(crate) async fn put_superblock(
     flush(device).await
 }
 
-async fn flush(device: &dyn BlockDevice) -> Result<(), IoError> {
+pub(crate) async fn flush(device: &dyn BlockDevice) -> Result<(), IoError> {
     if !device.geometry().write_cache {
         return Ok(());
     }
@@ -219,29 +222,27 @@ async fn flush(device: &dyn BlockDevice) -> Result<(), IoError> {
     }
 }
 
-async fn equalise(
-    first: &dyn BlockDevice,
-    second: &dyn BlockDevice,
-    at: u64,
+/// Gives the second leg what the first one has there. The error says on which leg.
+pub(crate) async fn equalise(
+    (first, from): (&dyn BlockDevice, u64),
+    (second, to): (&dyn BlockDevice, u64),
     sectors: u64,
-) -> Result<(), FormatError> {
-    let read = || Op::Read {
+) -> Result<(), (usize, IoError)> {
+    let read = |at: u64| Op::Read {
         at: Sector(at),
         sectors: sectors as u32,
     };
     let reads = crate::notify::both(
-        first.submit(read(), IoCtx::background()),
-        second.submit(read(), IoCtx::background()),
+        first.submit(read(from), IoCtx::background()),
+        second.submit(read(to), IoCtx::background()),
     );
     let (a, b) = reads.await;
-    let a = a
-        .map_err(|error| FormatError::Io { leg: 0, error })?
-        .into_data();
+    let a = a.map_err(|error| (0, error))?.into_data();
     // What the second leg cannot give is written.
     let same = b.is_ok_and(|b| b.into_data() == a);
     if !same {
-        let written = write(second, at, a, Durability::Cache).await;
-        written.map_err(|error| FormatError::Io { leg: 1, error })?;
+        let written = write(second, to, a, Durability::Cache).await;
+        written.map_err(|error| (1, error))?;
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ mod bytes;
 pub mod claim;
 pub mod decide;
 pub mod format;
+pub mod grow;
 pub mod layout;
 mod notify;
 pub mod probe;

@@ -134,17 +134,6 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) async fn flush(&self) -> Result<(), ChunkError> {
-        if self.needs_no_flush() {
-            return Ok(());
-        }
-        let flush = self.medium.mirror.submit(Op::Flush, IoCtx::metadata());
-        flush
-            .await
-            .map(|_| ())
-            .map_err(|error| ChunkError::Io(error.to_string()))
-    }
-
     /// Makes the cut, if nothing is missing for it.
     fn step(&self) -> Step {
         let tainted = self.tainted();

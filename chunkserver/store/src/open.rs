@@ -20,7 +20,7 @@ use crate::options::Options;
 use crate::store::{Life, Store};
 use crate::superblock::{slot_units, BadSuperblock, Superblock};
 use crate::tree::{Tree, TreeId};
-use blockdev::{Allocation, Done, IoCtx, IoError, LegIndex, Mirror, Op, Pool, Rt};
+use blockdev::{Allocation, Done, IoCtx, IoError, Kind, LegIndex, Mirror, Op, Pool, Refusal, Rt};
 use chunk_api::ChunkError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
@@ -58,6 +58,9 @@ pub enum OpenError {
     /// Earlier sessions cannot be fenced.
     #[error("earlier sessions cannot be fenced: {0}")]
     Fence(String),
+    /// A volatile cache that cannot be flushed.
+    #[error("a unit has a volatile write cache and refuses to flush it: set durability = \"cache\" (a power cut there can then lose any recent change) or disable its cache")]
+    NoFlush,
     /// The closing after a crash failed.
     #[error("closing the previous run failed: {0}")]
     Closing(String),
@@ -399,6 +402,16 @@ impl Store {
         }
         let fence = mirror.submit(Op::Fence, IoCtx::metadata()).await;
         fence.map_err(|error| OpenError::Fence(error.to_string()))?;
+        // Where the previous run ended cleanly this is the first flush; better now than later.
+        match mirror.submit(Op::Flush, IoCtx::metadata()).await {
+            Err(error) if !store.lives_without(&error) => {
+                return Err(match error.kind {
+                    Kind::Refused(Refusal::NotSupported) => OpenError::NoFlush,
+                    _ => error.into(),
+                })
+            }
+            _ => {}
+        }
         let closed = store.close_previous_run(recovered).await;
         closed.map_err(|error| OpenError::Closing(error.to_string()))?;
         *store.life.borrow_mut() = Life::Running;

@@ -73,6 +73,11 @@ pub struct Store {
     pub(crate) checkpoints_wanted: Cell<u64>,
     pub(crate) reports: Rc<ReportQueue>,
     pub(crate) counters: Counters,
+    /// The last frame that was sent, or whose data were, without FUA to a volatile cache: it and
+    /// those before are durable after a flush alone.
+    cached: Cell<u64>,
+    /// The device has a volatile cache and refuses to flush it.
+    flush_refused: Cell<bool>,
     flush_wanted: Cell<u64>,
     flushing: Cell<bool>,
     /// When the oldest answered change that is not durable was answered.
@@ -125,6 +130,8 @@ impl Store {
             checkpoints_wanted: Cell::new(0),
             reports: Rc::default(),
             counters: Counters::default(),
+            cached: Cell::new(0),
+            flush_refused: Cell::new(false),
             flush_wanted: Cell::new(0),
             flushing: Cell::new(false),
             unflushed_since: Cell::new(None),
@@ -319,7 +326,6 @@ impl Store {
             return;
         }
         let me: Weak<dyn Joiner> = self.me.clone();
-        let fua = self.writes_through();
         while !matches!(*self.life.borrow(), Life::Failed(_)) {
             let next = {
                 let tainted = self.tainted();
@@ -329,10 +335,13 @@ impl Store {
                     .poll_transmit(&self.medium.pool, &tainted)
             };
             let Some(transmit) = next else { break };
-            let want = match fua {
+            let want = match self.writes_through() {
                 true => blockdev::Durability::Fua,
                 false => blockdev::Durability::Cache,
             };
+            if want == blockdev::Durability::Cache && !self.needs_no_flush() {
+                self.cached.set(self.cached.get().max(transmit.seq));
+            }
             let op = Op::Write {
                 at: sector(transmit.unit),
                 data: transmit.data,
@@ -349,9 +358,36 @@ impl Store {
         self.options.durability == Durability::Fua && self.medium.mirror.geometry().fua
     }
 
-    /// Whether what is answered is durable without a flush.
-    pub(crate) fn needs_no_flush(&self) -> bool {
-        !self.medium.mirror.geometry().write_cache
+    /// Whether what is answered is durable without a flush, or as durable as it can be.
+    fn needs_no_flush(&self) -> bool {
+        !self.medium.mirror.geometry().write_cache || self.flush_refused.get()
+    }
+
+    /// Makes durable what is answered. A device that cannot is served in the mode `cache` alone,
+    /// where nobody was promised more.
+    pub(crate) async fn flush(&self) -> Result<(), ChunkError> {
+        if self.needs_no_flush() {
+            return Ok(());
+        }
+        let flush = self.medium.mirror.submit(Op::Flush, IoCtx::metadata());
+        match flush.await {
+            Ok(_) => Ok(()),
+            Err(error) if self.lives_without(&error) => Ok(()),
+            Err(error) => Err(ChunkError::Io(error.to_string())),
+        }
+    }
+
+    /// Whether an error of a flush is one that this mode lives with.
+    pub(crate) fn lives_without(&self, error: &IoError) -> bool {
+        let refused = error.kind == Kind::Refused(blockdev::Refusal::NotSupported)
+            && self.options.durability == Durability::Cache;
+        if refused && !self.flush_refused.replace(true) {
+            tracing::warn!(
+                volume = %self.options.name,
+                "a unit refuses to flush its cache: a power cut there can lose any recent change"
+            );
+        }
+        refused
     }
 
     /// Begins background work that has become due.
@@ -385,7 +421,7 @@ impl Store {
         if self.unflushed_since.get().is_none() {
             self.unflushed_since.set(Some(self.rt.now()));
         }
-        if self.needs_no_flush() || self.writes_through() {
+        if self.cached.get() <= self.durable.get() {
             self.on_durable(answered);
         }
         self.answered.raise(answered);
@@ -435,8 +471,8 @@ impl Store {
                 let target = me.answered.get();
                 let begin = me.rt.now();
                 me.core.borrow_mut().journal.take_unflushed();
-                match me.medium.mirror.submit(Op::Flush, IoCtx::metadata()).await {
-                    Ok(_) => me.on_durable(target),
+                match me.flush().await {
+                    Ok(()) => me.on_durable(target),
                     Err(error) => {
                         me.fail(&format!("flush failed: {error}"));
                         break;

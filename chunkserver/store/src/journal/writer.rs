@@ -26,6 +26,8 @@ pub(crate) struct Transmit {
     pub(crate) unit: u64,
     pub(crate) data: IoVec,
     pub(crate) token: u64,
+    /// The frame that needs it.
+    pub(crate) seq: u64,
 }
 
 /// Data of a record on its way.
@@ -92,6 +94,8 @@ pub(crate) struct Journal {
     answered: u64,
     mark: u64,
     marked: u64,
+    /// The last frame that took a record; marks alone are not worth another mark.
+    recorded: u64,
     in_flight: usize,
     data_out: VecDeque<Transmit>,
     ios: BTreeMap<u64, Io>,
@@ -130,6 +134,7 @@ impl Journal {
             answered: first_seq - 1,
             mark: first_seq - 1,
             marked: first_seq - 1,
+            recorded: first_seq - 1,
             in_flight: 0,
             data_out: VecDeque::new(),
             ios: BTreeMap::new(),
@@ -163,9 +168,9 @@ impl Journal {
         self.mark = self.mark.max(seq);
     }
 
-    /// Whether what is durable has not been written down.
+    /// Whether a durable record has not been written down as such.
     pub(crate) fn is_mark_due(&self) -> bool {
-        self.mark > self.marked && self.batches.is_empty()
+        self.mark.min(self.recorded) > self.marked && self.batches.is_empty()
     }
 
     /// Segments in use.
@@ -205,11 +210,17 @@ impl Journal {
         batch.count += 1;
         batch.pending += data.len();
         let seq = batch.seq;
+        self.recorded = seq;
         for write in data {
             let token = self.token();
             self.unflushed_bytes += write.data.len() as u64;
             let (unit, data) = (write.unit, write.data.clone());
-            self.data_out.push_back(Transmit { unit, data, token });
+            self.data_out.push_back(Transmit {
+                unit,
+                data,
+                token,
+                seq,
+            });
             self.ios.insert(token, Io::Data(seq, write));
         }
         seq
@@ -311,6 +322,7 @@ impl Journal {
                 unit: self.here,
                 data,
                 token,
+                seq,
             });
         }
         let batch = &mut self.batches[at];
@@ -334,6 +346,7 @@ impl Journal {
             unit,
             data: buf.freeze().into(),
             token,
+            seq,
         })
     }
 
@@ -442,6 +455,25 @@ mod tests {
         assert!(!done(&mut journal, out[1].1));
         assert!(done(&mut journal, out[0].1));
         assert_eq!(journal.answered(), 2);
+    }
+
+    #[test]
+    fn a_mark_is_not_marked_again() {
+        let pool = Pool::new(1 << 20);
+        let mut journal = journal();
+        let answer_all = |journal: &mut Journal| {
+            for (_, token) in pump(journal, &pool) {
+                done(journal, token);
+            }
+        };
+        let recorded = journal.append(&Record::Purge { slot: 1 }, vec![]);
+        answer_all(&mut journal);
+        journal.set_mark(recorded);
+        assert!(journal.is_mark_due());
+        journal.append_mark();
+        answer_all(&mut journal);
+        journal.set_mark(journal.last_seq());
+        assert!(!journal.is_mark_due(), "an idle volume would write for ever");
     }
 
     #[test]

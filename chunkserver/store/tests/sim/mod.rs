@@ -5,11 +5,14 @@
 //! or torn. Both legs are always in sync.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod life;
+pub mod model;
+
 use blockdev::completion::pair;
 use blockdev::sim::VirtualRt;
 use blockdev::{
-    Allocation, BlockDevice, Completion, Done, Event, Geometry, IoCtx, IoError, IoVec, Kind,
-    LegIndex, Mirror, Op, Pool, Rt, Sector, Seq,
+    Allocation, BlockDevice, Completion, Done, Durability, Event, Geometry, IoCtx, IoError, IoVec,
+    Kind, LegIndex, Mirror, Op, Pool, Refusal, Rt, Sector, Seq,
 };
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -81,10 +84,29 @@ impl Disk {
         out
     }
 
-    fn apply(&mut self, token: u64, seq: u64) {
+    fn apply(&mut self, token: u64, seq: u64, through: bool) {
         if let Some((at, data)) = self.pending.remove(&token) {
             self.last = seq;
+            let range = at..at + (data.len() / SECTOR) as u64;
             self.cached.push(Cached { seq, at, data });
+            if through {
+                self.write_through(range);
+            }
+        }
+    }
+
+    /// What is cached of these sectors reaches the medium, alone.
+    fn write_through(&mut self, range: Range<u64>) {
+        for write in std::mem::take(&mut self.cached) {
+            for (i, bytes) in write.data.chunks_exact(SECTOR).enumerate() {
+                let (seq, at) = (write.seq, write.at + i as u64);
+                if range.contains(&at) {
+                    self.durable.insert(at, bytes.try_into().expect("a sector"));
+                } else {
+                    let data = bytes.to_vec();
+                    self.cached.push(Cached { seq, at, data });
+                }
+            }
         }
     }
 
@@ -193,6 +215,11 @@ pub struct SimMirror {
     seq: Rc<Cell<u64>>,
     /// Writes from here on fail with `NoSpace`, if not to the journal or a superblock.
     pub no_space: Cell<bool>,
+    /// FUA is honoured.
+    pub fua: Cell<bool>,
+    /// Flushes are refused, as by a unit without SYNCHRONIZE CACHE.
+    pub refuse_flush: Cell<bool>,
+    pub flushes: Cell<u64>,
     pub taints: RefCell<BTreeSet<u64>>,
     pub writes: Cell<u64>,
     pub read_bytes: Cell<u64>,
@@ -213,6 +240,9 @@ impl SimMirror {
             )),
             disks,
             no_space: Cell::new(false),
+            fua: Cell::new(true),
+            refuse_flush: Cell::new(false),
+            flushes: Cell::new(0),
             taints: RefCell::default(),
             writes: Cell::new(0),
             read_bytes: Cell::new(0),
@@ -246,7 +276,7 @@ impl SimMirror {
         completion
     }
 
-    fn write_legs(&self, legs: &[usize], at: Sector, data: &IoVec) -> Completion {
+    fn write_legs(&self, legs: &[usize], at: Sector, data: &IoVec, want: Durability) -> Completion {
         let (promise, completion) = pair();
         let token = Self::tick(&self.seq);
         self.writes.set(self.writes.get() + 1);
@@ -273,11 +303,16 @@ impl SimMirror {
         }
         let (disks, rt, seq) = (self.disks.clone(), self.rt.clone(), self.seq.clone());
         let begin = self.rt.now();
+        let through = want == Durability::Fua;
+        assert!(
+            !through || self.fua.get(),
+            "FUA asked of legs that do not have it"
+        );
         self.rt.spawn(async move {
             for (delay, leg) in delays {
                 rt.sleep_until(begin + delay).await;
                 let now = Self::tick(&seq);
-                disks[leg].borrow_mut().apply(token, now);
+                disks[leg].borrow_mut().apply(token, now, through);
             }
             promise.complete(Ok(Done::Written));
         });
@@ -287,7 +322,10 @@ impl SimMirror {
 
 impl BlockDevice for SimMirror {
     fn geometry(&self) -> Geometry {
-        Geometry::plain(self.sectors)
+        Geometry {
+            fua: self.fua.get(),
+            ..Geometry::plain(self.sectors)
+        }
     }
 
     fn submit(&self, op: Op, _ctx: IoCtx) -> Completion {
@@ -296,8 +334,12 @@ impl BlockDevice for SimMirror {
                 let leg = self.rng.borrow_mut().below(2) as usize;
                 self.read_at(leg, at, sectors)
             }
-            Op::Write { at, data, .. } => self.write_legs(&[0, 1], at, &data),
+            Op::Write { at, data, want } => self.write_legs(&[0, 1], at, &data, want),
+            Op::Flush if self.refuse_flush.get() => {
+                Completion::refused(Kind::Refused(Refusal::NotSupported))
+            }
             Op::Flush => {
+                self.flushes.set(self.flushes.get() + 1);
                 let (promise, completion) = pair();
                 let (disks, rt, delay) = (self.disks.clone(), self.rt.clone(), self.delay());
                 let seq = self.seq.get();
@@ -351,7 +393,7 @@ impl Mirror for SimMirror {
         if later {
             return Completion::ready(Ok(Done::Written));
         }
-        self.write_legs(&[leg.0.into()], at, &good)
+        self.write_legs(&[leg.0.into()], at, &good, Durability::Cache)
     }
 
     fn predirty(&self, _range: Range<Sector>, _ctx: IoCtx) -> Completion {

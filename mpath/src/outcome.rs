@@ -316,10 +316,11 @@ impl Inner {
         if !matches!(path.phase.get(), Phase::Down | Phase::Removed) {
             path.phase.set(Phase::Connecting);
         }
-        path.suspect.set(false);
+        // A silent path that a fence closes before its time is up has failed all the same.
+        let was_suspect = path.suspect.replace(false);
         path.checker.set(Checker::Faulty);
         path.note_error(cause.to_string());
-        let is_ours = matches!(cause, PathCause::Administrative(_));
+        let is_ours = matches!(cause, PathCause::Administrative(_)) && !was_suspect;
         if was_serving {
             if !is_ours {
                 path.note_failure(now);

@@ -102,6 +102,21 @@ fn a_write_that_overwrites_an_unanswered_one_waits_for_the_fence_within_250_ms()
     assert!(news.contains(&"fence_started") && news.contains(&"fence_done"));
 }
 
+/// A fence closes a silent path before its 800 ms are over: it must earn its return all the same.
+#[test]
+fn a_silent_path_closed_by_a_fence_counts_as_failed() {
+    let rig = Rig::new();
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.world.block_on(rig.write(8, 4)).unwrap();
+    assert_eq!(rig.device.snapshot().fences, 1);
+    let snapshot = rig.device.snapshot();
+    assert_eq!(snapshot.groups[0].paths[0].counters.failures, 1);
+    rig.san.set_link(0, Link::SmallOnly);
+    rig.run(Duration::from_secs(10));
+    assert!(!rig.device.snapshot().groups[0].paths[0].is_active);
+}
+
 #[test]
 fn equal_bytes_over_a_taint_are_not_held() {
     let rig = Rig::new();

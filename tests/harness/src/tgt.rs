@@ -60,6 +60,8 @@ pub struct TgtSpec {
     pub units: Vec<Unit>,
     /// CHAP user and secret that initiators must give; `None` for no authentication.
     pub chap: Option<(String, String)>,
+    /// Further environment of the daemon, as a [`crate::slow_backend::SlowBackend`] needs it.
+    pub environment: Vec<(String, String)>,
 }
 
 impl TgtSpec {
@@ -77,6 +79,7 @@ impl TgtSpec {
             portals: portals.to_vec(),
             units: vec![unit],
             chap: None,
+            environment: Vec::new(),
         }
     }
 }
@@ -214,6 +217,7 @@ impl Tgt {
             .map(|portal| format!("portal={portal}"))
             .collect();
         let mut command = self.place.command("tgtd");
+        command.envs(self.spec.environment.iter().cloned());
         command.args(["-f", "-C", &self.control_port.to_string()]);
         // Given twice, `--iscsi` forgets the first; several portals are one argument.
         command.args(["--iscsi", &portals.join(",")]);

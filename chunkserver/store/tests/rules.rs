@@ -7,7 +7,142 @@ use chunk_api::crc::crc32_iovec;
 use chunk_api::{ChunkError, ChunkId, ChunkVersion, Chunks};
 use chunk_store::{CheckOptions, CheckResult, Store};
 use sim::life::{format_volume, seeds, Life, Seed};
-use sim::{disks, Rng};
+use sim::{disks, Disks, Rng};
+use std::rc::Rc;
+use std::time::Duration;
+
+const ID: ChunkId = ChunkId(1);
+const V1: ChunkVersion = ChunkVersion(1);
+
+/// A fresh volume with one chunk.
+fn begin(disks: &Disks, rng: &mut Rng) -> (Life, Rc<Store>) {
+    let life = Life::new(disks, rng);
+    format_volume(&life);
+    let store = life.open();
+    life.rt.block_on(store.create(ID, V1)).expect("created");
+    (life, store)
+}
+
+/// Writes a granule at the head of a block.
+fn put(life: &Life, store: &Store, block: u16, byte: u8) -> chunk_api::Reply<()> {
+    let data = life.pool.copy_now(&[byte; 4096]);
+    let crc = crc32_iovec(&data);
+    store.write(ID, V1, block, 0, data, crc)
+}
+
+/// The first granule of a block, which holds one byte throughout.
+fn get(life: &Life, store: &Store, block: u16) -> Result<u8, ChunkError> {
+    let read = life.rt.block_on(store.read(ID, V1, block, 0, 4096))?;
+    let bytes = read.data.to_vec();
+    assert!(bytes.iter().all(|&b| b == bytes[0]), "a mixture");
+    Ok(bytes[0])
+}
+
+/// The process dies, and the legs named lose their caches.
+fn end(life: Life, store: Rc<Store>, disks: &Disks, cut: &[usize], rng: &mut Rng) {
+    drop(store);
+    life.rt.kill();
+    for (leg, disk) in disks.iter().enumerate() {
+        let mut disk = disk.borrow_mut();
+        disk.kill(rng);
+        if cut.contains(&leg) {
+            disk.cut(rng);
+        }
+    }
+}
+
+fn assert_clean(disks: &Disks, rng: &mut Rng) {
+    let life = Life::new(disks, rng);
+    let summary = life.check(CheckOptions {
+        repair: false,
+        data: true,
+    });
+    let problems = &summary.problems;
+    assert_eq!(summary.result(), CheckResult::Clean, "{problems:#?}");
+}
+
+/// R9: a superblock names pages that are durable, so that losing all caches at any instant of a
+/// checkpoint leaves a volume that opens and has what was durable before.
+#[test]
+fn a_checkpoint_names_only_what_is_durable() {
+    for seed in seeds(150) {
+        let _seed = Seed(seed);
+        let (mut rng, disks) = (Rng(seed), disks());
+        let (life, store) = begin(&disks, &mut rng);
+        for block in 0..40 {
+            life.rt
+                .block_on(put(&life, &store, block, block as u8 + 1))
+                .expect("written");
+        }
+        life.rt.block_on(store.finish(ID)).expect("durable");
+        let stopping = store.clone();
+        let stopped = life.rt.spawn_handle(async move { stopping.stop().await });
+        life.rt.run_for(Duration::from_micros(rng.below(2_500)));
+        drop(stopped);
+        end(life, store, &disks, &[0, 1], &mut rng);
+        let life = Life::new(&disks, &mut rng);
+        let store = life.open();
+        for block in 0..40 {
+            assert_eq!(get(&life, &store, block), Ok(block as u8 + 1));
+        }
+        end(life, store, &disks, &[], &mut rng);
+        assert_clean(&disks, &mut rng);
+    }
+}
+
+/// R7: what an overwrite gave up is not written to before the overwrite is durable.
+#[test]
+fn a_unit_waits_for_the_record_that_gave_it_up() {
+    for seed in seeds(150) {
+        let _seed = Seed(seed);
+        let (mut rng, disks) = (Rng(seed), disks());
+        let (life, store) = begin(&disks, &mut rng);
+        for block in 0..8 {
+            life.rt
+                .block_on(put(&life, &store, block, 1))
+                .expect("written");
+        }
+        life.rt.block_on(store.finish(ID)).expect("durable");
+        for block in 0..8 {
+            life.rt
+                .block_on(put(&life, &store, block, 2))
+                .expect("written");
+        }
+        let rest: Vec<_> = (8..16)
+            .map(|block| life.rt.spawn_handle(put(&life, &store, block, 3)))
+            .collect();
+        life.rt.run_for(Duration::from_micros(rng.below(1_500)));
+        drop(rest);
+        end(life, store, &disks, &[0, 1], &mut rng);
+        let life = Life::new(&disks, &mut rng);
+        let store = life.open();
+        for block in 0..8 {
+            let byte = get(&life, &store, block);
+            assert!(matches!(byte, Ok(1 | 2)), "block {block}: {byte:?}");
+        }
+    }
+}
+
+/// R2: frames that one leg lost are taken from the other.
+#[test]
+fn what_one_leg_lost_is_replayed_from_the_other() {
+    for seed in seeds(60) {
+        let _seed = Seed(seed);
+        let (mut rng, disks) = (Rng(seed), disks());
+        let (life, store) = begin(&disks, &mut rng);
+        for block in 0..10 {
+            life.rt
+                .block_on(put(&life, &store, block, 7))
+                .expect("written");
+        }
+        end(life, store, &disks, &[seed as usize % 2], &mut rng);
+        let life = Life::new(&disks, &mut rng);
+        let store = life.open();
+        for block in 0..10 {
+            assert_eq!(get(&life, &store, block), Ok(7));
+        }
+    }
+}
 
 #[test]
 fn a_thin_unit_out_of_space_changes_nothing() {

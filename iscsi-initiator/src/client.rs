@@ -201,6 +201,13 @@ impl Client {
         self.begin(|session, _| session.submit(command)).1
     }
 
+    /// The same for a CDB of more than 16 bytes, whose bytes from 16 on are `cdb_rest`; see
+    /// [`Session::submit_long`].
+    pub fn command_long(&self, command: ScsiCommand, cdb_rest: &[u8]) -> Completion<Outcome> {
+        self.begin(|session, _| session.submit_long(command, cdb_rest))
+            .1
+    }
+
     /// Sends a command that yields data (or none, for `len` 0).
     pub fn read_command(&self, lun: [u8; 8], cdb: [u8; 16], len: u32) -> Completion<Outcome> {
         let transfer = if len == 0 {

@@ -69,6 +69,7 @@
 
 pub mod bench;
 pub mod client;
+pub mod commands;
 pub mod digest;
 pub mod discover;
 pub mod establish;

@@ -6,6 +6,7 @@
 //! what is known about whether it was applied.
 
 use crate::client::{Client, ConnectError, Map, News};
+use crate::commands::{failed, reserve_in, reserve_out, UnitCommands, PORT_GROUPS_LEN};
 use crate::establish::{Destination, Initiator};
 use crate::identify::{identify, IdentifyError};
 use crate::isid::Role;
@@ -19,21 +20,16 @@ use blockdev::path::{
     PathName, PathPort, PathSession, Sense, Sent, SessionEvent, SessionFacts, SessionLoad, Ticket,
     UnitIdentity,
 };
-use blockdev::reserve::{ReserveIn, ReserveKind, ReserveOut};
+use blockdev::reserve::{ReserveKind, ReserveOut};
 use blockdev::{
     Completion, Done, Durability, Geometry, Instant, IoCtx, IoError, IoVec, Kind, LocalFuture,
     PathCause, ReadSectors, Rt, Sector, Seq, SECTOR_BYTES,
 };
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-
-/// Allocation length of REPORT TARGET PORT GROUPS, in bytes.
-const PORT_GROUPS_LEN: u32 = 4096;
-/// Allocation length of the lists of PERSISTENT RESERVE IN: a thousand keys.
-const RESERVE_LIST_LEN: u16 = 8192;
 
 /// Where a path leads.
 #[derive(Clone, Debug)]
@@ -58,6 +54,8 @@ pub struct IscsiPort {
     config: PortConfig,
     isid: Isid,
     lun: [u8; 8],
+    /// The target asked for no login before (Time2Wait of an async message).
+    not_before: Rc<Cell<Instant>>,
 }
 
 impl IscsiPort {
@@ -84,6 +82,7 @@ impl IscsiPort {
             config,
             isid,
             lun,
+            not_before: Rc::default(),
         })
     }
 
@@ -98,6 +97,8 @@ impl IscsiPort {
     ) -> LocalFuture<Result<Rc<IscsiSession>, LoginError>> {
         let mut initiator = self.initiator.clone();
         let mut isid = self.isid;
+        let not_before = self.not_before.clone();
+        let is_own = who == LoginAs::Own;
         if let LoginAs::Recorded {
             initiator_name,
             isid: recorded,
@@ -115,6 +116,14 @@ impl IscsiPort {
         let lun = self.lun;
         Box::pin(async move {
             let begun = initiator.rt.now();
+            if is_own && begun < not_before.get() {
+                let wait = not_before.get() - begun;
+                if not_before.get() >= deadline {
+                    let text = format!("target asked to wait {wait:?} more before the next login");
+                    return Err(LoginError::NotReady(text));
+                }
+                initiator.rt.sleep(wait).await;
+            }
             let session = initiator
                 .establish(&to, deadline)
                 .await
@@ -155,6 +164,7 @@ impl IscsiPort {
                 facts,
                 identity: RefCell::new(Rc::new(identity)),
                 news: Rc::default(),
+                not_before,
             }))
         })
     }
@@ -211,6 +221,8 @@ pub struct IscsiSession {
     facts: SessionFacts,
     identity: RefCell<Rc<UnitIdentity>>,
     news: Rc<RefCell<OwnNews>>,
+    /// That of the port.
+    not_before: Rc<Cell<Instant>>,
 }
 
 /// News that do not come from the session itself.
@@ -224,6 +236,11 @@ impl IscsiSession {
     /// The session below, for tools.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The unit's commands with typed answers, for what no path needs.
+    pub fn commands(&self) -> UnitCommands {
+        UnitCommands::new(self.client.clone(), self.lun)
     }
 
     fn geometry(&self) -> Geometry {
@@ -252,7 +269,7 @@ impl IscsiSession {
                 let (lba, blocks) = in_blocks(at, u64::from(sectors))?;
                 let len = u32::try_from(u64::from(sectors) * SECTOR_BYTES).ok()?;
                 (
-                    self.scsi(cdb::read_16(lba, blocks), Transfer::Read(len)),
+                    self.scsi(cdb::read_16(lba, blocks, false), Transfer::Read(len)),
                     read_result,
                 )
             }
@@ -270,13 +287,12 @@ impl IscsiSession {
             ),
             Command::Unmap { at, sectors } => {
                 let (lba, blocks) = in_blocks(at, u64::from(sectors))?;
+                let list = cdb::unmap_list(&[(lba, blocks)])?;
+                let cdb = cdb::unmap(list.len() as u16);
                 let data = self
                     .client
-                    .with_session(|session| session.pool().copy_now(&cdb::unmap_data(lba, blocks)));
-                (
-                    self.scsi(cdb::unmap(24), Transfer::Write(data)),
-                    discard_result,
-                )
+                    .with_session(|session| session.pool().copy_now(&list));
+                (self.scsi(cdb, Transfer::Write(data)), discard_result)
             }
             Command::WriteZeroes { at, sectors } => {
                 let (lba, blocks) = in_blocks(at, u64::from(sectors))?;
@@ -301,13 +317,8 @@ impl IscsiSession {
             Command::ReportTargetPortGroups => self.ask_port_groups(false),
             Command::ReportTargetPortGroupsExtended => self.ask_port_groups(true),
             Command::ReserveIn(ask) => {
-                let len = match ask {
-                    ReserveIn::Keys | ReserveIn::FullStatus => RESERVE_LIST_LEN,
-                    ReserveIn::Reservation => 24,
-                    ReserveIn::Capabilities => 8,
-                };
-                let cdb = cdb::persistent_reserve_in(ask, len);
-                (self.scsi(cdb, Transfer::Read(len.into())), parameter_result)
+                let (cdb, len) = reserve_in(ask);
+                (self.scsi(cdb, Transfer::Read(len)), parameter_result)
             }
             Command::ReserveOut(request) => (self.reserve_out(&request)?, write_result),
         })
@@ -322,12 +333,8 @@ impl IscsiSession {
     }
 
     fn reserve_out(&self, request: &ReserveOut) -> Option<ScsiCommand> {
-        let list = request.parameters().ok()?;
-        let cdb = cdb::persistent_reserve_out(request, u32::try_from(list.len()).ok()?);
-        let data = self
-            .client
-            .with_session(|session| session.pool().copy_now(&list));
-        Some(self.scsi(cdb, Transfer::Write(data)))
+        let (cdb, transfer) = reserve_out(&self.client, request).ok()?;
+        Some(self.scsi(cdb, transfer))
     }
 
     fn tell(news: &RefCell<OwnNews>, event: SessionEvent) {
@@ -339,20 +346,6 @@ impl IscsiSession {
         if let Some(reader) = reader {
             reader.wake();
         }
-    }
-}
-
-/// A status that is none of GOOD or CONDITION MET, or no status at all.
-fn failed(outcome: Outcome) -> CommandError {
-    match outcome {
-        Outcome::Scsi(answer) => CommandError::Status {
-            status: answer.status,
-            sense: answer.sense,
-        },
-        Outcome::Bad(what) => CommandError::BadAnswer(what),
-        Outcome::Withdrawn => CommandError::Withdrawn,
-        Outcome::Lost { cause, applied } => CommandError::Lost { cause, applied },
-        _ => CommandError::BadAnswer("answer of another kind"),
     }
 }
 
@@ -555,7 +548,12 @@ impl PathSession for IscsiSession {
         self.client.poll_news(cx).map(|news| match news {
             News::Attention(sense) => SessionEvent::Attention(sense),
             News::LogoutRequested(within) => SessionEvent::LogoutRequested(within),
-            News::Closed(cause) => SessionEvent::Lost(cause),
+            News::Closed(cause) => {
+                if let Some(wait) = self.client.with_session(|session| session.time2wait()) {
+                    self.not_before.set(self.rt.now() + wait);
+                }
+                SessionEvent::Lost(cause)
+            }
         })
     }
 }

@@ -9,7 +9,9 @@ use iscsi_initiator::isid::Role;
 use iscsi_initiator::name::Portal;
 use iscsi_initiator::net::{Link, Net};
 use iscsi_initiator::path::{IscsiPort, PortConfig};
-use iscsi_initiator::pdu::header::{DataIn, Generic, LoginRequest, LoginResponse, ScsiResponse};
+use iscsi_initiator::pdu::header::{
+    AsyncMessage, DataIn, Generic, LoginRequest, LoginResponse, ScsiResponse,
+};
 use iscsi_initiator::pdu::{flag, opcode, padding};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -82,6 +84,8 @@ struct Wire {
     to_initiator: Pipe,
     writes: RefCell<Vec<usize>>,
     is_reset: Cell<bool>,
+    /// StatSN of the next response.
+    counted: Cell<u32>,
 }
 
 struct MemLink(Rc<Wire>);
@@ -199,7 +203,11 @@ fn login_response(request: &Generic, stat_sn: u32) -> LoginResponse {
 /// A target with a disk of 1 MiB at any LUN that answers everything at once.
 async fn disk(wire: Rc<Wire>) {
     let mut stat_sn = 0;
-    while let Some((header, _)) = request(&wire).await {
+    loop {
+        wire.counted.set(stat_sn);
+        let Some((header, _)) = request(&wire).await else {
+            break;
+        };
         if header.opcode & 0x3f == opcode::LOGIN_REQUEST {
             wire.to_initiator
                 .push(login_response(&header, stat_sn).as_bytes());
@@ -437,4 +445,51 @@ fn dropping_the_session_resets_the_connection() {
         .world
         .block_on(async move { drop(open.await.expect("login")) });
     assert!(world.wires.borrow()[0].is_reset.get());
+}
+
+/// §11.9.1, §7.5: a target that dropped us is left alone for the time it asked for.
+#[test]
+fn async_drop_waits_time2wait() {
+    const WAIT: Duration = Duration::from_secs(3);
+    let world = world(|rt, _, wire| async move {
+        let dropped = wire.clone();
+        rt.clone().spawn(Box::pin({
+            async move {
+                rt.sleep(Duration::from_secs(1)).await;
+                let message = AsyncMessage {
+                    opcode: opcode::ASYNC_MESSAGE,
+                    flags: flag::FINAL,
+                    task_tag: U32::new(u32::MAX),
+                    event: 3,
+                    parameter_2: U16::new(WAIT.as_secs() as u16),
+                    stat_sn: U32::new(dropped.counted.get()),
+                    ..Default::default()
+                };
+                dropped.to_initiator.push(message.as_bytes());
+            }
+        }));
+        disk(wire).await;
+    });
+    let rt = world.rt.clone();
+    let first = world.port.open(LoginAs::Own, Instant::FAR);
+    let port = world.port;
+    world.world.block_on(async move {
+        let session = first.await.expect("login");
+        let lost = poll_fn(|cx| session.poll_event(cx)).await;
+        assert!(
+            matches!(lost, SessionEvent::Lost(PathCause::Connection(_))),
+            "{lost:?}"
+        );
+        let dropped_at = rt.now();
+        let hasty = port
+            .open(LoginAs::Own, dropped_at + Duration::from_secs(1))
+            .await;
+        assert!(matches!(hasty.err(), Some(LoginError::NotReady(_))));
+        assert_eq!(rt.now(), dropped_at, "refused at once, not at the deadline");
+        let again = port
+            .open(LoginAs::Own, dropped_at + Duration::from_secs(30))
+            .await;
+        assert!(again.is_ok());
+        assert_eq!(rt.now(), dropped_at + WAIT);
+    });
 }

@@ -51,7 +51,7 @@ fn login_transfers_digests_and_discovery() {
                 .1
                 .await
                 .expect("last sectors");
-            let raw = iscsi_initiator::scsi::cdb::read_16(LUN_BYTES / 512, 8);
+            let raw = iscsi_initiator::scsi::cdb::read_16(LUN_BYTES / 512, 8, false);
             let outcome = session.client().read_command([0; 8], raw, 4096).await;
             let iscsi_initiator::session::Outcome::Scsi(answer) = outcome else {
                 panic!("{outcome:?}");

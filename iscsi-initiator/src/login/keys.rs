@@ -66,6 +66,9 @@ pub struct Offer {
     pub data_pdu_in_order: bool,
     /// DataSequenceInOrder; `false` accepts sequences in any order.
     pub data_sequence_in_order: bool,
+    /// TaskReporting=FastAbort: after a task management function of many tasks no more data are
+    /// sent for them. It buys nothing for an initiator that resets a unit only to fence.
+    pub fast_abort: bool,
 }
 
 impl Default for Offer {
@@ -81,6 +84,7 @@ impl Default for Offer {
             max_outstanding_r2t: 8,
             data_pdu_in_order: true,
             data_sequence_in_order: true,
+            fast_abort: false,
         }
     }
 }
@@ -110,6 +114,8 @@ pub struct Params {
     pub data_pdu_in_order: bool,
     /// Sequences come in order.
     pub data_sequence_in_order: bool,
+    /// TaskReporting is FastAbort.
+    pub fast_abort: bool,
     /// DefaultTime2Wait, in seconds.
     pub time2wait: u32,
     /// DefaultTime2Retain, in seconds.
@@ -131,6 +137,7 @@ impl Default for Params {
             max_outstanding_r2t: 1,
             data_pdu_in_order: true,
             data_sequence_in_order: true,
+            fast_abort: false,
             time2wait: 2,
             time2retain: 20,
         }
@@ -318,9 +325,9 @@ const MARKERS: [(&str, &str); 4] = [
     ("OFMarkInt", "Reject"),
 ];
 
-/// What TaskReporting proposes: the standard semantics only. FastAbort would forbid Data-Out after
-/// a task management function and buys nothing for an initiator that resets a unit only to fence.
+/// What TaskReporting proposes; RFC 7143 §13.23 wants the last two in every offer.
 const REPORTING: &str = "ResponseFence,RFC3720";
+const REPORTING_FAST: &str = "FastAbort,ResponseFence,RFC3720";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
@@ -473,10 +480,11 @@ impl KeyTable {
             Rule::Reporting => {
                 if !value
                     .split(',')
-                    .all(|mode| REPORTING.split(',').any(|m| m == mode))
+                    .all(|mode| ours.split(',').any(|m| m == mode))
                 {
                     return Err(illegal());
                 }
+                self.store(spec.key, u64::from(value == "FastAbort"));
             }
             Rule::Min | Rule::Max | Rule::Declared => {
                 let number = parse_number(value).ok_or_else(illegal)?;
@@ -564,11 +572,9 @@ impl KeyTable {
             Key::MaxOutstandingR2T => params.max_outstanding_r2t = number,
             Key::DataPDUInOrder => params.data_pdu_in_order = value == 1,
             Key::DataSequenceInOrder => params.data_sequence_in_order = value == 1,
-            // Our offers leave one legal result: one connection, level 0, standard reporting.
-            Key::MaxConnections
-            | Key::ErrorRecoveryLevel
-            | Key::TaskReporting
-            | Key::ProtocolLevel => {}
+            Key::TaskReporting => params.fast_abort = value == 1,
+            // Our offers leave one legal result: one connection, level 0.
+            Key::MaxConnections | Key::ErrorRecoveryLevel | Key::ProtocolLevel => {}
         }
     }
 }
@@ -590,6 +596,7 @@ impl Offer {
             Key::MaxOutstandingR2T => self.max_outstanding_r2t.to_string(),
             Key::DataPDUInOrder => yes_no(self.data_pdu_in_order).to_owned(),
             Key::DataSequenceInOrder => yes_no(self.data_sequence_in_order).to_owned(),
+            Key::TaskReporting if self.fast_abort => REPORTING_FAST.to_owned(),
             Key::TaskReporting => REPORTING.to_owned(),
         }
     }

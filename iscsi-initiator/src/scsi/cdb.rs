@@ -34,10 +34,11 @@ pub fn test_unit_ready() -> Cdb {
     [0; 16]
 }
 
-/// REQUEST SENSE, fixed format.
-pub fn request_sense(len: u8) -> Cdb {
+/// REQUEST SENSE, in fixed or descriptor format.
+pub fn request_sense(len: u8, descriptor: bool) -> Cdb {
     let mut cdb = [0; 16];
     cdb[0] = 0x03;
+    cdb[1] = u8::from(descriptor);
     cdb[4] = len;
     cdb
 }
@@ -85,13 +86,13 @@ pub fn read_capacity_16(len: u32) -> Cdb {
 }
 
 /// READ(10).
-pub fn read_10(lba: u32, blocks: u16) -> Cdb {
-    with_lba_10(0x28, 0, lba, blocks)
+pub fn read_10(lba: u32, blocks: u16, fua: bool) -> Cdb {
+    with_lba_10(0x28, if fua { FUA } else { 0 }, lba, blocks)
 }
 
 /// READ(16).
-pub fn read_16(lba: u64, blocks: u32) -> Cdb {
-    with_lba(0x88, 0, lba, blocks)
+pub fn read_16(lba: u64, blocks: u32, fua: bool) -> Cdb {
+    with_lba(0x88, if fua { FUA } else { 0 }, lba, blocks)
 }
 
 /// WRITE(10).
@@ -124,19 +125,29 @@ pub fn compare_and_write(lba: u64, blocks: u8, fua: bool) -> Cdb {
     with_lba(0x89, if fua { FUA } else { 0 }, lba, u32::from(blocks))
 }
 
-/// UNMAP; see [`unmap_data`].
+/// Most ranges of one UNMAP that the length of its parameter list can tell.
+pub const UNMAP_RANGES_MAX: usize = 4095;
+
+/// UNMAP; see [`unmap_list`].
 pub fn unmap(parameter_len: u16) -> Cdb {
     with_lba_10(0x42, 0, 0, parameter_len)
 }
 
-/// Parameter data of an UNMAP of one range.
-pub fn unmap_data(lba: u64, blocks: u32) -> [u8; 24] {
-    let mut data = [0; 24];
-    data[0..2].copy_from_slice(&22u16.to_be_bytes());
-    data[2..4].copy_from_slice(&16u16.to_be_bytes());
-    data[8..16].copy_from_slice(&lba.to_be_bytes());
-    data[16..20].copy_from_slice(&blocks.to_be_bytes());
-    data
+/// Parameter list of an UNMAP of ranges (first block, blocks); `None` if there are too many.
+pub fn unmap_list(ranges: &[(u64, u32)]) -> Option<Vec<u8>> {
+    if ranges.len() > UNMAP_RANGES_MAX {
+        return None;
+    }
+    let descriptors_len = 16 * ranges.len() as u16;
+    let mut list = vec![0; 8];
+    list[0..2].copy_from_slice(&(descriptors_len + 6).to_be_bytes());
+    list[2..4].copy_from_slice(&descriptors_len.to_be_bytes());
+    for (lba, blocks) in ranges {
+        list.extend(lba.to_be_bytes());
+        list.extend(blocks.to_be_bytes());
+        list.extend([0; 4]);
+    }
+    Some(list)
 }
 
 /// REPORT LUNS of all addressable units.
@@ -185,12 +196,12 @@ mod tests {
     fn golden() {
         let lba = 0x0102_0304_0506_0708;
         assert_eq!(
-            read_16(lba, 8),
+            read_16(lba, 8, false),
             [0x88, 0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 8, 0, 0]
         );
         assert_eq!(write_16(lba, 8, true)[..2], [0x8a, 0x08]);
         assert_eq!(
-            read_10(0x0102_0304, 0x0506)[..10],
+            read_10(0x0102_0304, 0x0506, false)[..10],
             [0x28, 0, 1, 2, 3, 4, 0, 5, 6, 0]
         );
         assert_eq!(
@@ -209,7 +220,11 @@ mod tests {
         assert_eq!(synchronize_cache_16(0, 0)[0], 0x91);
         assert_eq!(write_same_16(1, 2, true)[..2], [0x93, 0x08]);
         assert_eq!(unmap(24)[..10], [0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0]);
-        assert_eq!(unmap_data(1, 2)[..8], [0, 22, 0, 16, 0, 0, 0, 0]);
+        let list = unmap_list(&[(1, 2), (3, 4)]).expect("few");
+        assert_eq!(list[..8], [0, 38, 0, 32, 0, 0, 0, 0]);
+        assert_eq!(list[24..36], [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4]);
+        assert!(unmap_list(&[(0, 1); UNMAP_RANGES_MAX]).is_some());
+        assert_eq!(unmap_list(&[(0, 1); UNMAP_RANGES_MAX + 1]), None);
         assert_eq!(compare_and_write(1, 3, false)[13], 3);
         assert_eq!(report_luns(16)[6..10], [0, 0, 0, 16]);
         assert_eq!(report_target_port_groups(16, false)[..2], [0xa3, 0x0a]);
@@ -223,7 +238,9 @@ mod tests {
         assert_eq!(out[..9], [0x5f, 5, 5, 0, 0, 0, 0, 0, 24]);
         let status = persistent_reserve_in(ReserveIn::FullStatus, 8);
         assert_eq!(status[..9], [0x5e, 3, 0, 0, 0, 0, 0, 0, 8]);
-        assert_eq!(request_sense(18)[4], 18);
+        assert_eq!(request_sense(18, true)[..5], [3, 1, 0, 0, 18]);
+        assert_eq!(read_16(lba, 8, true)[1], 0x08);
+        assert_eq!(read_10(1, 8, true)[1], 0x08);
         assert_eq!(read_capacity_10()[0], 0x25);
         assert_eq!(synchronize_cache_10()[0], 0x35);
         assert_eq!(test_unit_ready(), [0; 16]);

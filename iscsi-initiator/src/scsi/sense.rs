@@ -22,6 +22,8 @@ pub mod key {
     pub const UNIT_ATTENTION: u8 = 0x6;
     /// ABORTED COMMAND.
     pub const ABORTED: u8 = 0xb;
+    /// MISCOMPARE.
+    pub const MISCOMPARE: u8 = 0xe;
     /// COMPLETED.
     pub const COMPLETED: u8 = 0xf;
 }

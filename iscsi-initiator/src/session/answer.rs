@@ -12,7 +12,7 @@ use super::{Answer, Breach, Event, Outcome, Phase, Session, ACKNOWLEDGE_WITHIN};
 use crate::login::Step;
 use crate::pdu::header::{
     AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, R2t, Reject, ScsiResponse,
-    TextResponse, TmfResponse,
+    TmfResponse,
 };
 use crate::pdu::{flag, split_sense, Response, BHS_BYTES, RESERVED_TAG};
 use crate::scsi::sense::{self, key};
@@ -22,8 +22,8 @@ use blockdev::path::Sense;
 use blockdev::{Instant, IoVec};
 use std::time::Duration;
 
-/// Most bytes of a joined text answer: thousands of targets.
-const TEXT_ANSWER_BYTES_MAX: usize = 1 << 20;
+/// A logout that the target asked for leaves so long before its time is over.
+const LOGOUT_MARGIN: Duration = Duration::from_millis(500);
 /// "Too many immediate commands": the one reject after which a session goes on.
 const REJECT_IMMEDIATE: u8 = 0x06;
 
@@ -109,7 +109,7 @@ impl Session {
             Response::Tmf(pdu) => self.take_tmf(pdu),
             Response::Text(pdu) => self.take_text(pdu, control),
             Response::Logout(pdu) => self.take_logout(pdu),
-            Response::Async(pdu) => self.take_async(pdu, control),
+            Response::Async(pdu) => self.take_async(now, pdu, control),
             Response::Reject(pdu) => self.take_reject(pdu, control),
         }
     }
@@ -164,7 +164,7 @@ impl Session {
     }
 
     /// The task of a final answer. `None`: it was retired, the answer is to be ignored.
-    fn answered(&self, tag: Tag) -> Result<Option<Tag>, Breach> {
+    pub(super) fn answered(&self, tag: Tag) -> Result<Option<Tag>, Breach> {
         match self.tasks.get(tag) {
             Some(task) if task.command_sent => Ok(Some(tag)),
             Some(_) => Err(Breach::Rule("answer to a request that was not sent")),
@@ -232,6 +232,7 @@ impl Session {
         if let Some(sense) = sense {
             self.note_sense(sense);
         }
+        self.depth.note(status, self.in_flight);
         let task = self.tasks.get_mut(tag).expect("the caller has seen it");
         let underflow = if flags & flag::UNDERFLOW != 0 {
             residual
@@ -278,6 +279,9 @@ impl Session {
         let (offset, len) = (pdu.buffer_offset.get(), pdu.desired_len.get());
         if !task.is_scsi() || task.write.is_empty() {
             return Err(Breach::Rule("R2T for a task that writes nothing"));
+        }
+        if task.is_aborting {
+            return Ok(());
         }
         if pdu.lun != task.lun {
             return Err(Breach::Rule("R2T with another LUN"));
@@ -352,7 +356,6 @@ impl Session {
         else {
             return Err(Breach::Rule("task management response to another request"));
         };
-        let (cmd_sn, lun) = (task.cmd_sn, task.lun);
         let is_alive = |of: Option<Tag>| of.is_some_and(|tag| self.tasks.get(tag).is_some());
         match (pdu.response, function) {
             // Executed, and answered before this: on one connection that answer came first.
@@ -366,22 +369,15 @@ impl Session {
                     self.conclude(referenced, aborted());
                 }
             }
-            (0, _) => {
-                let every_lun = function >= 6;
-                let affected: Vec<Tag> = self
-                    .tasks
-                    .iter()
-                    .filter(|task| {
-                        task.is_scsi()
-                            && task.stage == Stage::Staged
-                            && task.cmd_sn.is_before(cmd_sn)
-                            && (every_lun || task.lun == lun)
-                    })
-                    .map(|task| task.tag)
-                    .collect();
-                affected
-                    .into_iter()
-                    .for_each(|tag| self.conclude(tag, aborted()));
+            (0, _) => self
+                .affected(tag)
+                .into_iter()
+                .for_each(|tag| self.conclude(tag, aborted())),
+            // Their data were given up, so they can neither go on nor end.
+            (_, 2..) if self.affected(tag).into_iter().any(|tag| self.is_stuck(tag)) => {
+                return Err(Breach::Rule(
+                    "function refused whose tasks were given up (FastAbort)",
+                ));
             }
             _ => {}
         }
@@ -389,40 +385,46 @@ impl Session {
         Ok(())
     }
 
-    fn take_text(&mut self, pdu: &TextResponse, data: &[u8]) -> Result<(), Breach> {
-        let Some(tag) = self.answered(Tag(pdu.task_tag.get()))? else {
-            return Ok(());
+    /// The commands that a task management function of many tasks ends: those before it.
+    pub(super) fn affected(&self, tmf: Tag) -> Vec<Tag> {
+        let Some(task) = self.tasks.get(tmf) else {
+            return Vec::new();
         };
-        let task = self.tasks.get_mut(tag).expect("just seen");
-        let Kind::Text {
-            answer,
-            transfer_tag,
-            lun,
-            ..
-        } = &mut task.kind
-        else {
-            return Err(Breach::Rule("text response to another request"));
+        let Kind::Tmf { function, .. } = task.kind else {
+            return Vec::new();
         };
-        if answer.len() + data.len() > TEXT_ANSWER_BYTES_MAX {
-            return Err(Breach::Rule("text answer without end"));
-        }
-        answer.extend_from_slice(data);
-        if pdu.flags & flag::FINAL != 0 {
-            let answer = std::mem::take(answer);
-            self.end(tag, Outcome::Text(answer));
-            return Ok(());
-        }
-        if pdu.transfer_tag.get() == RESERVED_TAG {
-            return Err(Breach::Rule(
-                "text response that goes on without a target transfer tag",
-            ));
-        }
-        *transfer_tag = pdu.transfer_tag.get();
-        *lun = pdu.lun;
-        task.stage = Stage::Queued;
-        task.command_sent = false;
-        self.tx.queue.push_front(tag);
-        Ok(())
+        let (cmd_sn, lun, every_lun) = (task.cmd_sn, task.lun, function >= 6);
+        self.tasks
+            .iter()
+            .filter(|task| {
+                task.is_scsi()
+                    && task.stage == Stage::Staged
+                    && task.cmd_sn.is_before(cmd_sn)
+                    && (every_lun || task.lun == lun)
+            })
+            .map(|task| task.tag)
+            .collect()
+    }
+
+    fn is_stuck(&self, tag: Tag) -> bool {
+        self.tasks
+            .get(tag)
+            .is_some_and(|task| task.is_aborting && !task.write.is_empty())
+    }
+
+    /// Async event 5 of a FastAbort session: the target ends every task of a unit. Data stop
+    /// first, then it is acknowledged (RFC 7143 §11.9.1).
+    fn take_termination(&mut self, lun: [u8; 8]) {
+        let of_lun: Vec<Tag> = self
+            .tasks
+            .iter()
+            .filter(|task| task.is_scsi() && task.stage == Stage::Staged && task.lun == lun)
+            .map(|task| task.tag)
+            .collect();
+        of_lun
+            .into_iter()
+            .for_each(|tag| self.conclude(tag, aborted()));
+        self.tx.urgent.push_back(Urgent::Acknowledge { lun });
     }
 
     fn take_logout(&mut self, pdu: &LogoutResponse) -> Result<(), Breach> {
@@ -440,7 +442,7 @@ impl Session {
         Ok(())
     }
 
-    fn take_async(&mut self, pdu: &AsyncMessage, data: &[u8]) -> Result<(), Breach> {
+    fn take_async(&mut self, now: Instant, pdu: &AsyncMessage, data: &[u8]) -> Result<(), Breach> {
         match pdu.event {
             0 => {
                 if let Some(sense) = sense::parse(split_sense(data).0) {
@@ -448,17 +450,22 @@ impl Session {
                 }
             }
             1 => {
-                self.logout_requested = true;
                 let within = Duration::from_secs(u64::from(pdu.parameter_3.get()));
                 self.events.push_back(Event::LogoutRequested(within));
+                self.prepare_logout(now + within.saturating_sub(LOGOUT_MARGIN));
             }
-            2 | 3 => return Err(Breach::Dropped(pdu.event)),
+            2 | 3 => {
+                let wait = Duration::from_secs(u64::from(pdu.parameter_2.get()));
+                self.time2wait = Some(wait);
+                return Err(Breach::Dropped(pdu.event));
+            }
             4 => {
                 // A negotiation is wanted; we have nothing to renegotiate, so it is an empty one.
                 if !self.text_outstanding && self.is_open() {
                     let _ = self.text(Vec::new());
                 }
             }
+            5 if self.params.fast_abort => self.take_termination(pdu.lun),
             5 => return Err(Breach::Rule("FastAbort, which was not negotiated")),
             event => tracing::info!(event, vendor = pdu.vendor_code, "unknown async message"),
         }

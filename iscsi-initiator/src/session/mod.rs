@@ -17,20 +17,22 @@
 //! - no byte from the target is written outside the buffer of the task it names.
 //!
 //! [`task`] holds the task table, `receive` the stream decoder, `answer` what each PDU of a target
-//! means, `transmit` what is sent and in which order.
+//! means, `negotiate` text in full feature phase, `transmit` what is sent and in which order.
 
 mod answer;
+mod negotiate;
 mod receive;
 pub mod task;
 mod transmit;
 
 use crate::login::keys::Params;
 use crate::login::{LoggedIn, Login, LoginConfig, LoginFailure};
-use crate::pdu::RESERVED_TAG;
 use crate::scsi::cdb::Cdb;
+use crate::scsi::status;
 use crate::serial::Serial;
 use blockdev::path::Sense;
 use blockdev::{Applied, Instant, IoVec, PathCause, Pool};
+use negotiate::Negotiation;
 use receive::Receiver;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -42,6 +44,9 @@ use transmit::Transmitter;
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(1);
 /// Most bytes of ping data.
 pub const PING_BYTES_MAX: usize = 4096;
+
+/// Bytes of a CDB beyond the 16 of the header: SPC-4 §4.2.3 ends variable-length CDBs at 260.
+pub const CDB_REST_BYTES_MAX: usize = 260 - 16;
 
 /// Limits and timers of a session.
 #[derive(Clone, Debug)]
@@ -220,6 +225,8 @@ pub(crate) enum Breach {
     Rejected(u8),
     #[error("target drops the connection (async event {0})")]
     Dropped(u8),
+    #[error("text negotiation: {0}")]
+    Text(#[from] crate::text::TextError),
     #[error("{0}")]
     Login(LoginFailure),
 }
@@ -232,6 +239,47 @@ enum Phase {
     Draining(Tag),
     LoggingOut,
     Closed,
+}
+
+/// Back-off of a unit that says TASK SET FULL or BUSY: fewer commands at a time, and one more
+/// after each full round of good ones.
+#[derive(Debug, Clone, Copy)]
+struct Depth {
+    now: usize,
+    max: usize,
+    good: usize,
+}
+
+impl Depth {
+    fn new(max: usize) -> Depth {
+        Depth {
+            now: max,
+            max,
+            good: 0,
+        }
+    }
+
+    /// `in_flight` counts the command that was answered.
+    fn note(&mut self, status: u8, in_flight: usize) {
+        match status {
+            status::TASK_SET_FULL => {
+                self.now = self.now.min(in_flight.saturating_sub(1)).max(1);
+                self.good = 0;
+            }
+            status::BUSY => {
+                self.now = self.now.min(in_flight / 2).max(1);
+                self.good = 0;
+            }
+            status::GOOD if self.now < self.max => {
+                self.good += 1;
+                if self.good >= self.now {
+                    self.now += 1;
+                    self.good = 0;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -266,7 +314,12 @@ pub struct Session {
     /// Pings that wait for the one outstanding.
     pings_waiting: VecDeque<Tag>,
     text_outstanding: bool,
-    logout_requested: bool,
+    /// The target wants a logout, by then.
+    logout_by: Option<Instant>,
+    /// Most commands in flight that the unit has shown to take.
+    depth: Depth,
+    /// The target ended the connection and asked for this pause before the next login.
+    time2wait: Option<Duration>,
     last_heard: Instant,
     events: VecDeque<Event>,
 }
@@ -276,6 +329,7 @@ impl Session {
     pub fn new(config: SessionConfig, pool: Pool, now: Instant) -> Session {
         let login = Login::new(config.login.clone());
         let first = Serial(config.login.first_cmd_sn);
+        let depth = Depth::new(config.tasks_in_flight_max);
         Session {
             config,
             pool,
@@ -296,7 +350,9 @@ impl Session {
             ping: None,
             pings_waiting: VecDeque::new(),
             text_outstanding: false,
-            logout_requested: false,
+            logout_by: None,
+            depth,
+            time2wait: None,
             last_heard: now,
             events: VecDeque::new(),
         }
@@ -304,11 +360,23 @@ impl Session {
 
     /// Takes a command in. It is sent when window and limits allow; an [`Event::Done`] follows.
     pub fn submit(&mut self, command: ScsiCommand) -> Result<Tag, SubmitError> {
+        self.submit_long(command, &[])
+    }
+
+    /// The same for a CDB of more than 16 bytes, whose bytes from 16 on are `cdb_rest` (RFC 7143
+    /// §11.2.2.3). At most [`CDB_REST_BYTES_MAX`] of them.
+    pub fn submit_long(
+        &mut self,
+        command: ScsiCommand,
+        cdb_rest: &[u8],
+    ) -> Result<Tag, SubmitError> {
+        assert!(cdb_rest.len() <= CDB_REST_BYTES_MAX, "no CDB is so long");
         if !self.is_open() {
             return Err(SubmitError::NotOpen);
         }
         let mut task = Box::new(Task::new(Kind::Scsi, command.lun));
         task.cdb = command.cdb;
+        task.cdb_rest = cdb_rest.into();
         task.attribute = command.attribute as u8;
         match command.transfer {
             Transfer::None => {}
@@ -378,12 +446,7 @@ impl Session {
         if self.text_outstanding {
             return Err(SubmitError::Full);
         }
-        let kind = Kind::Text {
-            sent: text,
-            answer: Vec::new(),
-            transfer_tag: RESERVED_TAG,
-            lun: [0; 8],
-        };
+        let kind = Kind::Text(Box::new(Negotiation::new(text)));
         let tag = self
             .tasks
             .insert(Box::new(Task::new(kind, [0; 8])))
@@ -469,7 +532,11 @@ impl Session {
             _ => None,
         };
         let ping = self.ping.map(|ping| ping.due);
-        [keepalive, ping, self.acknowledge_at]
+        let logout = match self.phase {
+            Phase::Open | Phase::Draining(_) => self.logout_by,
+            _ => None,
+        };
+        [keepalive, ping, self.acknowledge_at, logout]
             .into_iter()
             .flatten()
             .min()
@@ -493,7 +560,13 @@ impl Session {
         }
         if self.acknowledge_at.is_some_and(|at| at <= now) {
             self.acknowledge_at = None;
-            self.tx.urgent.push_back(transmit::Urgent::Acknowledge);
+            let lun = [0; 8];
+            self.tx
+                .urgent
+                .push_back(transmit::Urgent::Acknowledge { lun });
+        }
+        if self.logout_by.is_some_and(|at| at <= now) {
+            self.logout_undrained();
         }
     }
 
@@ -507,7 +580,7 @@ impl Session {
 
     /// Whether commands are taken.
     pub fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open) && !self.logout_requested
+        matches!(self.phase, Phase::Open) && self.logout_by.is_none()
     }
 
     /// Whether nothing can happen any more.
@@ -551,10 +624,7 @@ impl Session {
             true => self.cmd_sn.until(self.max_cmd_sn) as usize + 1,
             false => 0,
         };
-        let ours = self
-            .config
-            .tasks_in_flight_max
-            .saturating_sub(self.in_flight);
+        let ours = self.depth.now.saturating_sub(self.in_flight);
         window.min(ours).saturating_sub(self.tx.queue.len())
     }
 
@@ -578,6 +648,39 @@ impl Session {
                 self.tx.urgent.push_back(transmit::Urgent::Task(tag));
             }
         }
+    }
+
+    /// The target waits no longer: its logout is sent although tasks are left, which it will end.
+    fn logout_undrained(&mut self) {
+        let tag = match self.phase {
+            Phase::Draining(tag) => Some(tag),
+            Phase::Open => self.tasks.insert(Box::new(Task::new(Kind::Logout, [0; 8]))),
+            _ => return,
+        };
+        let Some(tag) = tag else {
+            let cause = PathCause::Administrative("no task slot for the logout asked for");
+            return self.close(cause);
+        };
+        self.phase = Phase::LoggingOut;
+        self.tx.urgent.push_back(transmit::Urgent::Task(tag));
+    }
+
+    /// The target wants a logout by `by`: nothing new is sent, and what waits goes back.
+    fn prepare_logout(&mut self, by: Instant) {
+        self.logout_by = Some(self.logout_by.map_or(by, |earlier| earlier.min(by)));
+        for tag in std::mem::take(&mut self.tx.queue) {
+            if self.tasks.get(tag).is_some_and(Task::is_scsi) {
+                self.end(tag, Outcome::Withdrawn);
+            } else {
+                self.tx.queue.push_back(tag);
+            }
+        }
+    }
+
+    /// How long the target asked to wait before the next login, if it ended the connection by an
+    /// async message (RFC 7143 §11.9.1, Time2Wait).
+    pub fn time2wait(&self) -> Option<Duration> {
+        self.time2wait
     }
 
     /// Ends a task: exactly one outcome for each.
@@ -607,7 +710,7 @@ impl Session {
             self.tx.forget(task.tag);
         }
         self.rx.forget(task.tag);
-        if matches!(task.kind, Kind::Text { .. }) {
+        if matches!(task.kind, Kind::Text(_)) {
             self.text_outstanding = false;
         }
         self.events.push_back(Event::Done(task.tag, outcome));

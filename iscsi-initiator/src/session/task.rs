@@ -5,6 +5,7 @@
 //! a task management function concluded leaves its tag behind as *retired*: what still arrives for
 //! it is discarded, while any other unknown tag is a protocol error.
 
+use super::negotiate::Negotiation;
 use crate::pdu::BHS_BYTES;
 use crate::scsi::cdb::Cdb;
 use crate::serial::Serial;
@@ -41,12 +42,7 @@ pub(super) enum Kind {
     Ping {
         bytes: usize,
     },
-    Text {
-        sent: Vec<u8>,
-        answer: Vec<u8>,
-        transfer_tag: u32,
-        lun: [u8; 8],
-    },
+    Text(Box<Negotiation>),
     Logout,
 }
 
@@ -64,6 +60,8 @@ pub(super) struct Task {
     pub(super) kind: Kind,
     pub(super) lun: [u8; 8],
     pub(super) cdb: Cdb,
+    /// Bytes of a long CDB from 16 on; empty for all that a disk needs.
+    pub(super) cdb_rest: Box<[u8]>,
     pub(super) attribute: u8,
     pub(super) stage: Stage,
     pub(super) cmd_sn: Serial,
@@ -79,6 +77,8 @@ pub(super) struct Task {
     pub(super) ranges: Vec<(u32, u32)>,
     pub(super) r2t_sn: u32,
     pub(super) r2ts_open: u32,
+    /// FastAbort: a task management function is on its way, no more data are sent.
+    pub(super) is_aborting: bool,
     /// PDUs that go without being asked for (command, unsolicited data) and are not wholly in the
     /// socket.
     pub(super) unasked_left: u32,
@@ -96,6 +96,7 @@ impl Task {
             kind,
             lun,
             cdb: [0; 16],
+            cdb_rest: Box::default(),
             attribute: 0,
             stage: Stage::Queued,
             cmd_sn: Serial(0),
@@ -107,6 +108,7 @@ impl Task {
             ranges: Vec::new(),
             r2t_sn: 0,
             r2ts_open: 0,
+            is_aborting: false,
             unasked_left: 0,
             command_sent: false,
             partly: false,

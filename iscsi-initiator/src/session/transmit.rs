@@ -10,9 +10,7 @@ use super::task::{Kind, Stage, Tag};
 use super::{receive, Phase, Session};
 use crate::digest::{digest, Crc};
 use crate::login::keys::Params;
-use crate::pdu::header::{
-    DataLen, DataOut, LogoutRequest, NopOut, ScsiCommand, TextRequest, TmfRequest,
-};
+use crate::pdu::header::{DataLen, DataOut, LogoutRequest, NopOut, ScsiCommand, TmfRequest};
 use crate::pdu::{flag, opcode, padding, BHS_BYTES, DIGEST_BYTES, RESERVED_TAG};
 use crate::serial::Serial;
 use blockdev::{Instant, IoVec};
@@ -27,8 +25,12 @@ use zerocopy::{FromBytes, IntoBytes};
 const OUT_BYTES: usize = 288 << 10;
 /// Slices of one vectored write; the system takes at most 1024.
 const SLICES_MAX: usize = 512;
-/// Where CmdSN and ExpStatSN lie in every request that has them.
+/// Where CmdSN lies in every request that has one.
 const CMD_SN_AT: usize = 24;
+/// Where TotalAHSLength lies.
+const AHS_WORDS_AT: usize = 4;
+/// AHS type of a CDB's bytes from 16 on (RFC 7143 §11.2.2.3).
+const AHS_EXTENDED_CDB: u8 = 1;
 
 /// An immediate request that waits to be built.
 #[derive(Debug)]
@@ -37,8 +39,8 @@ pub(super) enum Urgent {
     Task(Tag),
     /// Answer to a ping of the target.
     Pong { transfer_tag: u32, lun: [u8; 8] },
-    /// A NOP-Out that only carries ExpStatSN.
-    Acknowledge,
+    /// A NOP-Out that only carries ExpStatSN; with the LUN of async event 5, or 0.
+    Acknowledge { lun: [u8; 8] },
 }
 
 /// A sequence of Data-Out PDUs to be sent.
@@ -66,6 +68,9 @@ enum Owner {
 struct Out {
     head: [u8; BHS_BYTES + DIGEST_BYTES],
     head_len: usize,
+    /// Additional header segments, between the two parts of `head`: with them the digest, if any,
+    /// goes into their tail.
+    ahs: Box<[u8]>,
     data: IoVec,
     tail: [u8; 3 + DIGEST_BYTES],
     tail_len: usize,
@@ -75,13 +80,14 @@ struct Out {
 
 impl Out {
     fn len(&self) -> usize {
-        self.head_len + self.data.len() + self.tail_len
+        self.head_len + self.ahs.len() + self.data.len() + self.tail_len
     }
 
     fn new(header: &[u8], data: IoVec, params: &Params, owner: Owner) -> Out {
         let mut out = Out {
             head: [0; BHS_BYTES + DIGEST_BYTES],
             head_len: BHS_BYTES,
+            ahs: Box::default(),
             data,
             tail: [0; 3 + DIGEST_BYTES],
             tail_len: 0,
@@ -106,9 +112,31 @@ impl Out {
         out
     }
 
+    /// Puts an additional header segment behind the header, and the digest behind both.
+    fn with_ahs(mut self, ahs: Vec<u8>) -> Out {
+        let mut ahs = ahs;
+        if self.head_len > BHS_BYTES {
+            self.head_len = BHS_BYTES;
+            ahs.extend([0; DIGEST_BYTES]);
+            self.ahs = ahs.into();
+            self.sum_header();
+        } else {
+            self.ahs = ahs.into();
+        }
+        self
+    }
+
     fn sum_header(&mut self) {
-        let sum = digest(&self.head[..BHS_BYTES]);
-        self.head[BHS_BYTES..].copy_from_slice(&sum);
+        if self.ahs.is_empty() {
+            let sum = digest(&self.head[..BHS_BYTES]);
+            self.head[BHS_BYTES..].copy_from_slice(&sum);
+            return;
+        }
+        let end = self.ahs.len() - DIGEST_BYTES;
+        let mut crc = Crc::default();
+        crc.update(&self.head[..BHS_BYTES]);
+        crc.update(&self.ahs[..end]);
+        self.ahs[end..].copy_from_slice(&crc.digest());
     }
 
     /// Gives back one CmdSN, because an earlier command was withdrawn.
@@ -120,7 +148,8 @@ impl Out {
         let cmd_sn = U32::read_from_bytes(&self.head[at.clone()]).expect("four bytes");
         let before = U32::new(Serial(cmd_sn.get()).previous().0);
         self.head[at].copy_from_slice(before.as_bytes());
-        if self.head_len > BHS_BYTES {
+        let ahs_bytes = 4 * usize::from(self.head[AHS_WORDS_AT]);
+        if self.head_len > BHS_BYTES || self.ahs.len() > ahs_bytes {
             self.sum_header();
         }
     }
@@ -128,6 +157,7 @@ impl Out {
     fn slices<'a>(&'a self, slices: &mut SmallVec<[IoSlice<'a>; 64]>) {
         let mut skip = self.sent;
         let parts = std::iter::once(&self.head[..self.head_len])
+            .chain(std::iter::once(&self.ahs[..]))
             .chain(self.data.segments())
             .chain(std::iter::once(&self.tail[..self.tail_len]));
         for part in parts {
@@ -173,7 +203,7 @@ impl Session {
         self.build();
         let mut slices = SmallVec::new();
         for out in &self.tx.out {
-            if slices.len() + out.data.bufs().len() + 2 > SLICES_MAX && !slices.is_empty() {
+            if slices.len() + out.data.bufs().len() + 3 > SLICES_MAX && !slices.is_empty() {
                 break;
             }
             out.slices(&mut slices);
@@ -251,12 +281,28 @@ impl Session {
                     }
                     None => false,
                 },
-                Phase::Open | Phase::Draining(_) | Phase::LoggingOut => self.build_next(),
+                Phase::Open | Phase::Draining(_) => self.build_next(),
+                Phase::LoggingOut => self.build_logout(),
             };
             if !built {
                 return;
             }
         }
+    }
+
+    /// The logout is the last request of a connection: whatever else waits is never sent.
+    fn build_logout(&mut self) -> bool {
+        while let Some(urgent) = self.tx.urgent.pop_front() {
+            let task = match urgent {
+                Urgent::Task(tag) => self.tasks.get(tag),
+                _ => None,
+            };
+            if task.is_some_and(|task| matches!(task.kind, Kind::Logout)) {
+                self.build_urgent(urgent);
+                return true;
+            }
+        }
+        false
     }
 
     fn build_next(&mut self) -> bool {
@@ -265,7 +311,7 @@ impl Session {
             return true;
         }
         let window = self.cmd_sn.is_at_most(self.max_cmd_sn);
-        let ours = self.in_flight < self.config.tasks_in_flight_max;
+        let ours = self.in_flight < self.depth.now;
         let command = window && ours && !self.tx.queue.is_empty();
         let burst = !self.tx.bursts.is_empty();
         match (command, burst) {
@@ -287,7 +333,10 @@ impl Session {
             Phase::Login(_) => Params::default(),
             _ => self.params,
         };
-        let out = Out::new(header, data, &params, owner);
+        self.push_out(Out::new(header, data, &params, owner));
+    }
+
+    fn push_out(&mut self, out: Out) {
         self.tx.out_bytes += out.len();
         self.tx.out.push_back(out);
         self.acknowledge_at = None;
@@ -305,8 +354,8 @@ impl Session {
                 let header = nop(NopOut::new(RESERVED_TAG, transfer_tag, lun, 0));
                 self.push(header.as_bytes(), IoVec::new(), Owner::Nobody);
             }
-            Urgent::Acknowledge => {
-                let header = nop(NopOut::new(RESERVED_TAG, RESERVED_TAG, [0; 8], 0));
+            Urgent::Acknowledge { lun } => {
+                let header = nop(NopOut::new(RESERVED_TAG, RESERVED_TAG, lun, 0));
                 self.push(header.as_bytes(), IoVec::new(), Owner::Nobody);
             }
             Urgent::Task(tag) => {
@@ -336,6 +385,9 @@ impl Session {
                             header.ref_cmd_sn = U32::new(of.0);
                         }
                         self.push(header.as_bytes(), IoVec::new(), Owner::Command(tag));
+                        if self.params.fast_abort && function != 1 {
+                            self.stop_data(tag);
+                        }
                     }
                     Kind::Logout => {
                         let header = LogoutRequest {
@@ -348,8 +400,19 @@ impl Session {
                         };
                         self.push(header.as_bytes(), IoVec::new(), Owner::Command(tag));
                     }
-                    Kind::Scsi | Kind::Text { .. } => unreachable!("never immediate"),
+                    Kind::Scsi | Kind::Text(_) => unreachable!("never immediate"),
                 }
+            }
+        }
+    }
+
+    /// FastAbort (RFC 7143 §4.2.3.4): nothing more is sent for what the function `tmf` ends.
+    fn stop_data(&mut self, tmf: Tag) {
+        for tag in self.affected(tmf) {
+            let task = self.tasks.get_mut(tag).expect("just listed");
+            task.is_aborting = true;
+            if !task.write.is_empty() {
+                self.tx.forget(tag);
             }
         }
     }
@@ -362,25 +425,11 @@ impl Session {
         task.unasked_left = 1;
         let (cmd_sn, exp_stat_sn) = (U32::new(self.cmd_sn.0), U32::new(self.exp_stat_sn.0));
         self.cmd_sn = self.cmd_sn.next();
-        if let Kind::Text {
-            sent,
-            transfer_tag,
-            lun,
-            ..
-        } = &mut task.kind
-        {
-            let text = std::mem::take(sent);
-            let header = TextRequest {
-                opcode: opcode::TEXT_REQUEST,
-                flags: flag::FINAL,
-                data_len: DataLen::new(text.len()),
-                lun: *lun,
-                task_tag: U32::new(tag.0),
-                transfer_tag: U32::new(*transfer_tag),
-                cmd_sn,
-                exp_stat_sn,
-                ..TextRequest::default()
-            };
+        if let Kind::Text(negotiation) = &mut task.kind {
+            let (mut header, text) = negotiation.request(self.params.max_send_data_segment);
+            header.task_tag = U32::new(tag.0);
+            header.cmd_sn = cmd_sn;
+            header.exp_stat_sn = exp_stat_sn;
             let data = self.pool.copy_now(&text);
             return self.push(header.as_bytes(), data, Owner::Command(tag));
         }
@@ -391,12 +440,14 @@ impl Session {
             false => (0, 0),
         };
         let reads = task.expected > 0 && !is_write;
+        let ahs = extended_cdb(&task.cdb_rest);
         let header = ScsiCommand {
             opcode: opcode::SCSI_COMMAND,
             flags: if unsolicited == 0 { flag::FINAL } else { 0 }
                 | if reads { flag::READ } else { 0 }
                 | if is_write { flag::WRITE } else { 0 }
                 | task.attribute,
+            ahs_words: (ahs.len() / 4) as u8,
             data_len: DataLen::new(immediate as usize),
             lun: task.lun,
             task_tag: U32::new(tag.0),
@@ -424,7 +475,11 @@ impl Session {
         if reads && task.expected >= receive::LARGE_READ_BYTES {
             self.large_reads += 1;
         }
-        self.push(header.as_bytes(), data, Owner::Command(tag));
+        let mut out = Out::new(header.as_bytes(), data, &self.params, Owner::Command(tag));
+        if !ahs.is_empty() {
+            out = out.with_ahs(ahs);
+        }
+        self.push_out(out);
     }
 
     /// Builds the next Data-Out of the burst in front.
@@ -465,6 +520,20 @@ impl Session {
         }
         self.push(header.as_bytes(), data, owner);
     }
+}
+
+/// The AHS of a long CDB, none for others: 0–1 length of what follows byte 2 (a reserved byte and the CDB's rest),
+/// 2 type, 3 reserved, then the rest and padding.
+fn extended_cdb(rest: &[u8]) -> Vec<u8> {
+    if rest.is_empty() {
+        return Vec::new();
+    }
+    let mut ahs = vec![0; 4];
+    ahs[..2].copy_from_slice(&(rest.len() as u16 + 1).to_be_bytes());
+    ahs[2] = AHS_EXTENDED_CDB;
+    ahs.extend_from_slice(rest);
+    ahs.resize(ahs.len().next_multiple_of(4), 0);
+    ahs
 }
 
 /// Immediate and unsolicited bytes of a write of `expected` bytes (RFC 7143 §4.2.5.2): if any

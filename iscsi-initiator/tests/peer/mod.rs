@@ -26,6 +26,7 @@ const ISID: [u8; 6] = [0x80, 1, 2, 3, 4, 5];
 #[derive(Clone, Debug)]
 pub(crate) struct Sent {
     pub(crate) header: [u8; 48],
+    pub(crate) ahs: Vec<u8>,
     pub(crate) data: Vec<u8>,
 }
 
@@ -153,7 +154,7 @@ impl Peer {
         }
         while let Some(header) = self.wire.first_chunk::<48>().copied() {
             let generic: Generic = FromBytes::read_from_bytes(&header).expect("48 bytes");
-            assert_eq!(generic.ahs_words, 0);
+            let head = 48 + 4 * usize::from(generic.ahs_words);
             let len = generic.data_len.get();
             let is_login = header[0] & 0x3f == opcode::LOGIN_REQUEST;
             let header_digest = if self.header_digest && !is_login {
@@ -166,13 +167,13 @@ impl Peer {
             } else {
                 0
             };
-            let data_at = 48 + header_digest;
+            let data_at = head + header_digest;
             let pad_at = data_at + len;
             let digest_at = pad_at + padding(len);
             let end = digest_at + data_digest;
             assert!(self.wire.len() >= end, "half a PDU was sent");
             if header_digest > 0 {
-                assert_eq!(digest(&header), self.wire[48..52]);
+                assert_eq!(digest(&self.wire[..head]), self.wire[head..head + 4]);
             }
             if data_digest > 0 {
                 assert_eq!(
@@ -184,9 +185,10 @@ impl Peer {
                 self.wire[pad_at..digest_at].iter().all(|&byte| byte == 0),
                 "padding"
             );
+            let ahs = self.wire[48..head].to_vec();
             let data = self.wire[data_at..pad_at].to_vec();
             self.wire.drain(..end);
-            self.sent.push_back(Sent { header, data });
+            self.sent.push_back(Sent { header, ahs, data });
         }
         assert!(self.wire.is_empty());
     }
@@ -253,7 +255,7 @@ impl Peer {
     pub(crate) fn read(&mut self, bytes: u32) -> Tag {
         let command = ScsiCommand {
             lun: LUN,
-            cdb: iscsi_initiator::scsi::cdb::read_16(0, bytes / 512),
+            cdb: iscsi_initiator::scsi::cdb::read_16(0, bytes / 512, false),
             transfer: Transfer::Read(bytes),
             attribute: Attribute::Simple,
         };
@@ -352,6 +354,20 @@ impl Peer {
             flags: flag::FINAL,
             response,
             task_tag,
+            stat_sn: self.count(),
+            exp_cmd_sn: U32::new(self.exp_cmd_sn),
+            max_cmd_sn: U32::new(self.max_cmd_sn),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) fn text_response(&mut self, task_tag: U32, transfer_tag: u32) -> TextResponse {
+        let is_final = transfer_tag == u32::MAX;
+        TextResponse {
+            opcode: opcode::TEXT_RESPONSE,
+            flags: if is_final { flag::FINAL } else { 0 },
+            task_tag,
+            transfer_tag: U32::new(transfer_tag),
             stat_sn: self.count(),
             exp_cmd_sn: U32::new(self.exp_cmd_sn),
             max_cmd_sn: U32::new(self.max_cmd_sn),

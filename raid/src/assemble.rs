@@ -129,10 +129,21 @@ pub async fn survey(
         return Err(unusable.unwrap_or_else(|| AssembleError::Nothing(texts.join("; "))));
     };
     let raid_disks = newest.superblock.raid_disks as u8;
+    // A leg that was the only one configured owes nothing to a second one being filled.
+    let whole = |(_, member): &&(String, Member)| !member.superblock.is_recovering();
+    let was_single = found
+        .iter()
+        .filter(whole)
+        .all(|(_, m)| m.superblock.raid_disks == 1);
+    let alone = alone || was_single;
     let record = witness.read(newest.superblock.array).await?;
     let mut members = [None, None];
     found.sort_by_key(|(_, member)| std::cmp::Reverse(member.verdict().0));
     for (name, member) in found {
+        if record.is_some_and(|witness| was_replaced(&witness, &member)) {
+            others.push((name, "it was replaced; `antler leg add` takes it in".into()));
+            continue;
+        }
         match member
             .superblock
             .slot()
@@ -154,6 +165,16 @@ pub async fn survey(
         decision,
         raid_disks,
     })
+}
+
+/// Whether the witness, as new as this member, knows its slot as another device's.
+pub(crate) fn was_replaced(witness: &WitnessRecord, member: &Member) -> bool {
+    let slot = member.superblock.slot().map(usize::from);
+    let holder = slot.and_then(|slot| witness.devices.get(slot));
+    let is_other = holder.is_some_and(|&h| h != 0 && h != member.superblock.device.short());
+    // A leg that is not whole decides nothing, and the witness hears of it when it is.
+    let is_whole = !member.superblock.is_recovering();
+    is_other && is_whole && witness.events >= member.verdict().0
 }
 
 /// Reads, decides, and begins. `alone`: an operator said that one leg may serve without the
@@ -204,14 +225,18 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
         .filter(|&slot| in_sync(slot))
         .filter_map(|slot| survey.members[slot].as_ref().map(|(_, member)| member))
         .collect();
+    // A leg that takes part again may have been the survivor of a decision that was overruled:
+    // what it wrote then lies under bits of its own.
+    let returning = |slot: &usize| matches!(choice.roles[*slot], Role::Stale | Role::Partly(_));
+    let returning = (0..2).filter(returning);
+    let returning = returning.filter_map(|slot| survey.members[slot].as_ref().map(|(_, m)| m));
+    let telling: Vec<&Member> = trusted.iter().copied().chain(returning).collect();
     let dirty = (0..chunks)
-        .map(|n| keep_bits && trusted.iter().any(|member| member.is_dirty(n)))
+        .map(|n| keep_bits && telling.iter().any(|member| member.is_dirty(n)))
         .collect();
     let sb = &model.superblock;
     let identity = Identity {
         array: sb.array,
-        name: sb.name,
-        ctime: sb.ctime,
         size: sb.size,
         chunk_bytes: model.bitmap.chunk_bytes,
     };
@@ -266,6 +291,7 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
         identity,
         raid_disks: survey.raid_disks,
         events: choice.events,
+        holders: survey.witness.map_or([0; 2], |witness| witness.devices),
         recorded_out: if choice.must_record { 0 } else { out },
         record_counter: records.max().unwrap_or(0),
         claim_counter: claims.max().unwrap_or(0),

@@ -105,7 +105,7 @@ pub enum Decision {
 /// Decides for an array of two slots.
 pub fn decide(views: [Option<View>; 2], witness: Option<WitnessRecord>, alone: bool) -> Decision {
     match views {
-        [Some(a), Some(b)] => decide_pair([a, b], witness),
+        [Some(a), Some(b)] => decide_pair([a, b], witness, alone),
         [Some(a), None] => decide_lone(0, a, witness, alone),
         [None, Some(b)] => decide_lone(1, b, witness, alone),
         [None, None] => Decision::Wait("no leg is there".into()),
@@ -126,9 +126,10 @@ fn names(view: &View, slot: usize) -> bool {
     view.out >> slot & 1 == 1
 }
 
-fn decide_pair(views: [View; 2], witness: Option<WitnessRecord>) -> Decision {
+fn decide_pair(views: [View; 2], witness: Option<WitnessRecord>, alone: bool) -> Decision {
     let [a, b] = views;
     let events = a.events.max(b.events);
+    let all_told = witness;
     let witness = witness.filter(|w| w.out == 1 || w.out == 2);
     let run = |fresh: usize, must_record: bool| {
         let (source, other) = (views[fresh], views[1 - fresh]);
@@ -152,15 +153,29 @@ fn decide_pair(views: [View; 2], witness: Option<WitnessRecord>) -> Decision {
     if mutation::off("raid.freshness") && a.events != b.events {
         return run(0, true);
     }
-    // The witness is written before any leg: it may know of a decision no leg tells.
-    if let Some(w) = witness.filter(|w| w.events > events) {
-        return run(if w.out == 1 { 1 } else { 0 }, true);
-    }
     match (a.rebuilt_to, b.rebuilt_to) {
-        (None, Some(_)) => return run(0, !names(&a, 1)),
-        (Some(_), None) => return run(1, !names(&b, 0)),
+        // A leg that is not whole says nothing about whether the other one is.
+        (None, Some(_)) if names(&a, 1) => return run(0, false),
+        (Some(_), None) if names(&b, 0) => return run(1, false),
+        (None, Some(_)) | (Some(_), None) => {
+            let whole = usize::from(a.rebuilt_to.is_some());
+            return match decide_lone(whole, views[whole], all_told, alone) {
+                Decision::Run(choice) => run(whole, choice.must_record),
+                other => other,
+            };
+        }
         (Some(_), Some(_)) => return Decision::Diverged(histories(&views)),
         (None, None) => {}
+    }
+    // The witness is written before any leg: it may know of a decision no leg tells.
+    if let Some(w) = witness.filter(|w| w.events > events) {
+        let fresh = if w.out == 1 { 1 } else { 0 };
+        // It must not have been left behind before.
+        let behind = views[1 - fresh].events > views[fresh].events + 1;
+        if behind && !names(&views[1 - fresh], fresh) {
+            return Decision::Diverged(histories(&views));
+        }
+        return run(fresh, true);
     }
     match (names(&a, 1), names(&b, 0)) {
         (false, false) if a.events.abs_diff(b.events) <= 1 => Decision::Run(Choice {
@@ -232,6 +247,9 @@ fn decide_lone(slot: usize, view: View, witness: Option<WitnessRecord>, alone: b
         Some(w) if w.events > view.events && w.out >> slot & 1 == 1 => {
             wait("the witness says that this one is out")
         }
+        Some(w) if w.events > view.events && w.out != 1 << other => {
+            wait("the witness knows a later state")
+        }
         Some(w) if w.events >= view.events && w.out == 1 << other => run(!names(&view, other)),
         _ if names(&view, other) => run(false),
         Some(w) if w.flushed && w.events == view.events && w.out == 0 => run(true),
@@ -265,6 +283,7 @@ mod tests {
             events,
             out,
             flushed,
+            devices: [0; 2],
         })
     }
 
@@ -312,6 +331,24 @@ mod tests {
     }
 
     #[test]
+    fn a_partly_rebuilt_leg_is_no_witness_for_the_other() {
+        let mut part = view(10, 0);
+        part.rebuilt_to = Some(4096);
+        let decided = decide(
+            [Some(view(10, 0)), Some(part)],
+            witness(12, 1, false),
+            false,
+        );
+        assert!(matches!(decided, Decision::Wait(_)), "{decided:?}");
+        let decided = decide(
+            [Some(view(10, 0)), Some(part)],
+            witness(10, 2, false),
+            false,
+        );
+        assert_eq!(roles(decided), [Role::InSync, Role::Partly(4096)]);
+    }
+
+    #[test]
     fn diverged_legs_are_refused_with_both_histories() {
         let decided = decide([Some(view(8, 2)), Some(view(10, 1))], None, false);
         let Decision::Diverged(text) = decided else {
@@ -336,6 +373,13 @@ mod tests {
     }
 
     #[test]
+    fn a_leg_left_behind_is_not_made_the_fresh_one_by_the_witness() {
+        let behind = [Some(view(6, 0)), Some(view(2, 0))];
+        let decided = decide(behind, witness(8, 1, false), false);
+        assert!(matches!(decided, Decision::Diverged(_)), "{decided:?}");
+    }
+
+    #[test]
     fn raid_lone_start_needs_a_word_about_the_other() {
         let waits = |view, witness| {
             matches!(
@@ -348,6 +392,10 @@ mod tests {
         assert!(waits(view(6, 0), witness(4, 0, true)), "older");
         assert!(waits(view(6, 0), witness(8, 1, false)), "names this one");
         assert!(waits(view(6, 2), witness(8, 1, false)), "a change of mind");
+        assert!(
+            waits(view(6, 2), witness(8, 0, false)),
+            "both were in sync later"
+        );
         assert!(!waits(view(6, 2), None), "its own word");
         assert!(
             !waits(view(6, 0), witness(8, 2, false)),

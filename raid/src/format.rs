@@ -71,10 +71,18 @@ pub async fn create(
     let size = plan.data_size / SLOT_SECTORS * SLOT_SECTORS;
     let array = Uuid::random(rt);
     let model = model(rt, array, options, legs.len(), &plan, size);
+    let header = BitmapHeader {
+        array,
+        events: model.events,
+        events_cleared: 0,
+        sync_size: size,
+        chunk_bytes: plan.bitmap_chunk_bytes as u32,
+        state: 0,
+    };
     for (n, leg) in legs.iter().enumerate() {
         let prepare = async {
             wipe(&**leg, plan.data_offset).await?;
-            put_bitmap(&**leg, pool, &model, &plan).await
+            put_bitmap(&**leg, pool, &model, &header).await
         };
         prepare
             .await
@@ -174,25 +182,18 @@ pub(crate) async fn wipe(device: &dyn BlockDevice, data_offset: u64) -> Result<(
     Ok(())
 }
 
-async fn put_bitmap(
+/// Writes a bitmap with every bit set where `sb` says.
+pub(crate) async fn put_bitmap(
     device: &dyn BlockDevice,
     pool: &Pool,
-    model: &Superblock,
-    plan: &Plan,
+    sb: &Superblock,
+    header: &BitmapHeader,
 ) -> Result<(), IoError> {
-    let header = BitmapHeader {
-        array: model.array,
-        events: model.events,
-        events_cleared: 0,
-        sync_size: model.size,
-        chunk_bytes: plan.bitmap_chunk_bytes as u32,
-        state: 0,
-    };
-    let bits = header.chunks(model.size);
-    let places = Places::of(model, bits);
+    let bits = header.chunks(sb.size);
+    let places = Places::of(sb, bits);
     let places = places.map_err(|_| IoError::not_applied(Kind::Refused(Refusal::Range)))?;
     for page in 0..bitmap::pages(bits) {
-        let bytes = bitmap::encode_page(&header, page, bits, |_| true);
+        let bytes = bitmap::encode_page(header, page, bits, |_| true);
         let at = places.bitmap.0 + page as u64 * SLOT_SECTORS;
         write(device, at, pool.copy_now(&bytes[..]), Durability::Cache).await?;
     }

@@ -17,6 +17,13 @@ impl Uuid {
         Uuid(bytes)
     }
 
+    /// Its first eight bytes as a number: enough to tell devices of one array apart.
+    pub fn short(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0[..8]);
+        u64::from_le_bytes(first)
+    }
+
     /// Parses 32 hexadecimal digits, with or without `:` and `-` between them.
     pub fn parse(text: &str) -> Option<Uuid> {
         let mut bytes = [0; 16];

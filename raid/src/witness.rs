@@ -15,6 +15,7 @@
 //! | 24 | 8 | events |
 //! | 32 | 1 | mask of slots that are out |
 //! | 33 | 1 | 1 flushed, 0 busy |
+//! | 36 | 8 each | by slot: first bytes of the UUID of its device; 0 = not known |
 //! | 60 | 4 | CRC-32 of all before |
 
 use crate::bytes::Fields;
@@ -43,6 +44,9 @@ pub struct WitnessRecord {
     pub out: u8,
     /// Every leg in sync was flushed and nothing was written since.
     pub flushed: bool,
+    /// Whose slots these are, by [`Uuid::short`]; 0: not known. A leg that was replaced is no
+    /// slot's any more, whatever it says of itself.
+    pub devices: [u64; 2],
 }
 
 /// Why the witness failed.
@@ -68,6 +72,8 @@ impl WitnessRecord {
         out[24..32].copy_from_slice(&self.events.to_le_bytes());
         out[32] = self.out;
         out[33] = u8::from(self.flushed);
+        out[36..44].copy_from_slice(&self.devices[0].to_le_bytes());
+        out[44..52].copy_from_slice(&self.devices[1].to_le_bytes());
         let crc = crc32fast::hash(&out[..BYTES - 4]);
         out[BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -83,6 +89,7 @@ impl WitnessRecord {
             events: fields.u64(24),
             out: fields.u8(32),
             flushed: fields.u8(33) == 1,
+            devices: [fields.u64(36), fields.u64(44)],
         })
     }
 }
@@ -239,6 +246,7 @@ mod tests {
             events,
             out: 1,
             flushed: true,
+            devices: [3, 4],
         };
         wait(witness.record(record(4))).unwrap();
         wait(witness.record(record(6))).unwrap();

@@ -31,6 +31,7 @@ impl Array {
             }
             LegState::Leaving => {
                 if !why.is_soft() {
+                    // It cannot be called back any more.
                     leg.why.set(why);
                     self.stir();
                 }
@@ -92,7 +93,11 @@ impl Array {
         let survivor = self.peer(leg.index);
         let events = self.next_events();
         let out = self.recorded_out.get() & !survivor.bit() | leg.bit();
-        self.tell_witness(events, out, false).await;
+        while !self.tell_witness(events, out, false).await {
+            if !current() {
+                return;
+            }
+        }
         loop {
             if !current() {
                 return;
@@ -128,7 +133,7 @@ impl Array {
         self.tell_roles();
         self.read_elsewhere(leg);
         if leg.why.get().comes_back() {
-            let resume = super::sync::Resume::bits(leg.rebuilt_to.get());
+            let resume = super::sync::Resume::bits(leg.rebuilt_durably.get());
             self.spawn_return(leg.index, resume);
         }
         self.stir();

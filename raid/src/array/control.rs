@@ -1,11 +1,14 @@
-//! What an operator may do with a leg: fail, remove, add, replace; and legs that turn up late.
+//! What an operator may do with a leg: fail, remove, add; and legs that turn up late. Replacing
+//! is in [`super::replace`].
 
 use super::sync::Resume;
 use super::{Array, Leg, LegState, Why};
-use crate::layout::Plan;
+use crate::assemble::was_replaced;
+use crate::decide::{decide, Decision, Role, View};
 use crate::probe::{Found, Member, MemberError};
-use crate::superblock::{md_time, Superblock, CLEAN, FEATURE_BITMAP, FEATURE_RECOVERY, ROLE_SPARE};
+use crate::superblock::Superblock;
 use crate::uuid::Uuid;
+use crate::witness::WitnessError;
 use blockdev::{BlockDevice, IoError, LegIndex};
 use std::rc::Rc;
 use thiserror::Error;
@@ -43,6 +46,25 @@ pub enum ControlError {
         /// What the array needs.
         needs: u64,
     },
+    /// It went on without this array, or was replaced.
+    #[error("{device}: {why}; `antler leg add VOLUME DEVICE --force` fills it anew")]
+    Diverged {
+        /// Its name.
+        device: String,
+        /// What its metadata say.
+        why: String,
+    },
+    /// Another node owns it.
+    #[error("{device} is claimed by node {node}; `antler volume claim` takes it")]
+    Claimed {
+        /// Its name.
+        device: String,
+        /// The owner.
+        node: Uuid,
+    },
+    /// The witness cannot be read.
+    #[error(transparent)]
+    Witness(#[from] WitnessError),
     /// The device or a leg failed.
     #[error(transparent)]
     Io(#[from] IoError),
@@ -52,7 +74,7 @@ pub enum ControlError {
 }
 
 impl Array {
-    fn named(&self, name: &str) -> Result<&Leg, ControlError> {
+    pub(super) fn named(&self, name: &str) -> Result<&Leg, ControlError> {
         let named = |leg: &&Leg| leg.name() == name && leg.index.0 < self.raid_disks.get();
         self.legs
             .iter()
@@ -110,29 +132,86 @@ impl Array {
                 what,
             });
         }
-        self.adopt(leg, name, device, &member, false);
-        Ok(())
+        self.adopt(leg, name, device, &member, false).await
     }
 
-    fn adopt(
+    async fn adopt(
         &self,
         leg: &Leg,
         name: &str,
         device: Rc<dyn BlockDevice>,
         member: &Member,
         full: bool,
-    ) {
-        let cleared = self.events_cleared();
-        let resume = match member.superblock.is_recovering() {
-            _ if full || member.superblock.events < cleared => Resume::From(0),
-            _ if member.superblock.slot().is_none() => Resume::From(0),
-            true => Resume::From(member.superblock.recovery_offset),
-            false => Resume::Bits,
+    ) -> Result<(), ControlError> {
+        let resume = self.missed_by(leg, name, member).await?;
+        let resume = if full || member.superblock.slot().is_none() {
+            Resume::From(0)
+        } else {
+            resume
         };
+        if leg.is_required() || leg.state() == LegState::Rebuilding {
+            return Err(ControlError::InUse(name.into()));
+        }
+        // What it wrote without us lies under bits of its own.
+        self.intent.borrow_mut().adopt(|n| member.is_dirty(n));
         self.install(leg, name, device, member.superblock.clone(), resume, full);
+        Ok(())
     }
 
-    fn install(
+    /// What a member of this array lacks; refused if it has something that this array lacks, or
+    /// another owner.
+    async fn missed_by(
+        &self,
+        leg: &Leg,
+        name: &str,
+        member: &Member,
+    ) -> Result<Resume, ControlError> {
+        if let (Some(owner), Some(claim)) = (&self.options.owner, &member.claim) {
+            if claim.owner.node != owner.node {
+                return Err(ControlError::Claimed {
+                    device: name.into(),
+                    node: claim.owner.node,
+                });
+            }
+        }
+        let witness = self.witness.read(self.identity.array).await?;
+        let refuse = |why: &str| {
+            Err(ControlError::Diverged {
+                device: name.into(),
+                why: why.into(),
+            })
+        };
+        if witness.is_some_and(|witness| was_replaced(&witness, member)) {
+            return refuse("its slot was given to another device");
+        }
+        let events = self.events.get();
+        let own = View {
+            events,
+            superblock_events: events,
+            out: self.recorded_out.get(),
+            rebuilt_to: None,
+            events_cleared: self.events_cleared(),
+            bits_count: true,
+            clean: true,
+            utime: self.rt.wall(),
+        };
+        let slot = usize::from(leg.index.0);
+        let mut views = [Some(own); 2];
+        views[slot] = Some(View::of(member));
+        match decide(views, witness, false) {
+            Decision::Run(choice) if choice.roles[1 - slot] == Role::InSync => {
+                Ok(match choice.roles[slot] {
+                    Role::TooOld => Resume::From(0),
+                    Role::Partly(to) => Resume::From(to),
+                    Role::InSync | Role::Stale | Role::Absent => Resume::Bits,
+                })
+            }
+            Decision::Run(_) => refuse("it is newer than the leg that serves"),
+            Decision::Wait(why) | Decision::Diverged(why) => refuse(&why),
+        }
+    }
+
+    pub(super) fn install(
         &self,
         leg: &Leg,
         name: &str,
@@ -182,8 +261,7 @@ impl Array {
                     && !force
                     && leg.index.0 < self.raid_disks.get() =>
             {
-                self.adopt(leg, name, device, &member, full);
-                return Ok(());
+                return self.adopt(leg, name, device, &member, full).await;
             }
             Found::Member(member) if !force => {
                 let what = format!("a leg of array {}", member.superblock.array);
@@ -201,88 +279,5 @@ impl Array {
             _ => {}
         }
         self.fill(leg, name, device, full).await
-    }
-
-    /// Puts another device, or a blank one of the same name, into the slot of a leg. A leg still
-    /// in sync is failed first, so the volume has one leg until the copy is done.
-    pub async fn replace(
-        &self,
-        old: &str,
-        name: &str,
-        device: Rc<dyn BlockDevice>,
-        full: bool,
-        force: bool,
-    ) -> Result<(), ControlError> {
-        let leg = self.named(old)?;
-        if let (Found::Foreign(what), false) = (crate::probe::examine(&*device).await?, force) {
-            return Err(ControlError::Occupied {
-                device: name.into(),
-                what,
-            });
-        }
-        if leg.state() != LegState::Out && leg.state() != LegState::Absent {
-            self.fail(old).await?;
-        }
-        leg.attempts.set(leg.attempts.get() + 1);
-        self.fill(leg, name, device, full).await
-    }
-
-    async fn fill(
-        &self,
-        leg: &Leg,
-        name: &str,
-        device: Rc<dyn BlockDevice>,
-        full: bool,
-    ) -> Result<(), ControlError> {
-        let (has, size) = (device.geometry().sectors, self.identity.size);
-        let offset = Plan::for_leg(has).map_or(0, |plan| plan.data_offset);
-        // The survivor's offset is taken where it fits: legs that look alike are easier to rescue.
-        let like = self.peer(leg.index).places().data.0;
-        let data_offset = if like + size <= has { like } else { offset };
-        if data_offset == 0 || data_offset + size > has {
-            let needs = size + offset;
-            return Err(ControlError::TooSmall {
-                device: name.into(),
-                has,
-                needs,
-            });
-        }
-        let Some(model) = self.superblock_of(self.peer(leg.index)) else {
-            return Err(ControlError::Last(name.into()));
-        };
-        let numbers = |n: &u32| *n != model.dev_number;
-        let dev_number = (0..model.roles.len() as u32).find(numbers).unwrap_or(1);
-        let mut roles = vec![ROLE_SPARE; model.roles.len()];
-        if let Some(role) = roles.get_mut(model.dev_number as usize) {
-            *role = u16::from(self.peer(leg.index).index.0);
-        }
-        if let Some(role) = roles.get_mut(dev_number as usize) {
-            *role = u16::from(leg.index.0);
-        }
-        let superblock = Superblock {
-            // From the first moment it says that it is not whole.
-            features: FEATURE_BITMAP | FEATURE_RECOVERY,
-            array: self.identity.array,
-            name: self.identity.name,
-            ctime: self.identity.ctime,
-            size,
-            raid_disks: 2,
-            data_offset,
-            data_size: has - data_offset,
-            recovery_offset: 0,
-            dev_number,
-            corrected_reads: 0,
-            device: Uuid::random(&self.rt),
-            device_flags: 0,
-            utime: md_time(self.rt.wall()),
-            resync_offset: CLEAN,
-            roles,
-            ..model
-        };
-        crate::format::wipe(&*device, data_offset).await?;
-        crate::format::put_superblock(&*device, &self.pool, &superblock).await?;
-        self.raid_disks.set(2);
-        self.install(leg, name, device, superblock, Resume::From(0), full);
-        Ok(())
     }
 }

@@ -90,13 +90,24 @@ impl Array {
 
     /// Flushes a leg whose answers do not count yet.
     pub(super) async fn flush_rebuilding(&self, leg: &Leg) {
-        let Some(device) = leg.device().filter(|_| leg.has_cache()) else {
-            return;
-        };
-        let mark = leg.window.borrow_mut().begin_flush();
-        match device.submit(Op::Flush, IoCtx::metadata()).await {
-            Ok(_) => leg.window.borrow_mut().flushed(mark),
-            Err(error) => self.fail_leg(leg, Why::Failed, &format!("flush: {error}")),
+        let (tenure, losses) = (leg.tenure.get(), leg.losses.get());
+        let copied = leg.rebuilt_to.get();
+        if let Some(device) = leg.device().filter(|_| leg.has_cache()) {
+            let mark = leg.window.borrow_mut().begin_flush();
+            let answer = device.submit(Op::Flush, IoCtx::metadata()).await;
+            self.drain_events(leg.index);
+            match answer {
+                Ok(_) if leg.losses.get() == losses => leg.window.borrow_mut().flushed(mark),
+                Ok(_) => return, // it covered nothing: the leg has left
+                Err(error) => {
+                    self.fail_leg(leg, Why::Failed, &format!("flush: {error}"));
+                    return;
+                }
+            }
+        }
+        let is_same = leg.tenure.get() == tenure && leg.state() == LegState::Rebuilding;
+        if is_same && leg.rebuilt_to.get() >= copied {
+            leg.rebuilt_durably.set(copied);
         }
     }
 

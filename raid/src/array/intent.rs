@@ -73,6 +73,14 @@ impl Intent {
         }
     }
 
+    /// Sets what `is_dirty` names; on disk with the next page.
+    pub(super) fn adopt(&mut self, is_dirty: impl Fn(u64) -> bool) {
+        let dirty: Vec<u64> = (0..self.chunk_count()).filter(|&n| is_dirty(n)).collect();
+        dirty.into_iter().for_each(|n| {
+            self.want(n..n + 1);
+        });
+    }
+
     fn covering(&self, range: &Range<Sector>) -> Range<u64> {
         let end = range
             .end
@@ -147,6 +155,18 @@ impl Intent {
 
     pub(super) fn doubtful(&self) -> Vec<u64> {
         self.doubtful.iter().copied().collect()
+    }
+
+    /// Nothing is left to differ from.
+    pub(super) fn trust_all(&mut self) {
+        for chunk in std::mem::take(&mut self.doubtful) {
+            // It was set before the doubt; that must not end with it.
+            let flags = &mut self.chunks[chunk as usize].flags;
+            if *flags & (ON_DISK | WANTED) == 0 {
+                *flags |= WANTED;
+                self.pages[bitmap::page_of_bit(chunk)].dirty = true;
+            }
+        }
     }
 
     pub(super) fn trust(&mut self, chunk: u64) {

@@ -41,9 +41,9 @@ pub enum Why {
 }
 
 impl Why {
-    /// Whether the leg may still answer what it was sent.
+    /// Whether the leg may still answer what it was sent, and lacks nothing else.
     pub(crate) fn is_soft(self) -> bool {
-        matches!(self, Why::Late | Why::CacheLost)
+        matches!(self, Why::Late)
     }
 
     /// Whether it is taken back without being told.
@@ -99,8 +99,11 @@ pub(crate) struct Leg {
     /// Counts attempts to take it back, so that an old one notices.
     pub(crate) attempts: Cell<u64>,
     pub(crate) gate: RefCell<Option<Rc<dyn blockdev::Admission>>>,
-    /// Rebuilt up to here, for its superblock; `None` unless it is a recovery.
+    /// Copied up to here; `None` unless it is a recovery.
     pub(crate) rebuilt_to: Cell<Option<u64>>,
+    /// The part of it that a flush has covered: what its superblock may say, and where the copy
+    /// goes on after the leg was away.
+    pub(crate) rebuilt_durably: Cell<Option<u64>>,
 }
 
 impl Leg {
@@ -127,6 +130,7 @@ impl Leg {
             attempts: Cell::new(0),
             gate: RefCell::default(),
             rebuilt_to: Cell::new(None),
+            rebuilt_durably: Cell::new(None),
         }
     }
 

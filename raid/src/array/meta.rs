@@ -47,7 +47,9 @@ impl Array {
         while self.out_mask() & !self.recorded_out.get() != 0 {
             let out = self.out_mask();
             let events = self.next_events();
-            self.tell_witness(events, out, false).await;
+            if !self.tell_witness(events, out, false).await {
+                continue;
+            }
             let Some(survivor) = self.legs.iter().find(|leg| leg.state() == LegState::InSync)
             else {
                 return Err(IoError::not_applied(Kind::Closed));
@@ -57,10 +59,8 @@ impl Array {
             self.recorded_out.set(out);
         }
         let busy = async {
-            if self.witness_flushed.get() {
-                self.tell_witness(self.events.get(), self.recorded_out.get(), false)
-                    .await;
-            }
+            let say_busy = || self.tell_witness(self.events.get(), self.recorded_out.get(), false);
+            while self.witness_flushed.get() && !say_busy().await {}
         };
         self.active.set(true);
         let (written, ()) = both(self.write_superblocks(), busy).await;
@@ -75,25 +75,38 @@ impl Array {
         events
     }
 
-    /// Makes the witness say it, however long that takes: what follows depends on it.
-    pub(super) async fn tell_witness(&self, events: u64, out: u8, flushed: bool) {
+    /// Makes the witness say it, however long that takes: what follows depends on it. `false`:
+    /// something later was told instead, and what follows must not go on by this.
+    pub(super) async fn tell_witness(&self, events: u64, out: u8, flushed: bool) -> bool {
         if mutation::off("raid.witness") {
-            return;
+            return true;
         }
         let record = WitnessRecord {
             array: self.identity.array,
             events,
             out,
             flushed,
+            devices: [0, 1].map(|slot: usize| {
+                let superblock = self.legs[slot].superblock.borrow();
+                let unseen = self.holders[slot];
+                superblock.as_ref().map_or(unseen, |sb| sb.device.short())
+            }),
         };
+        let turn = self.witness_turn.get() + 1;
+        self.witness_turn.set(turn);
         while let Err(error) = self.witness.record(record).await {
             tracing::warn!(volume = %self.options.volume, %error, "the witness cannot be written");
             self.rt.sleep(Duration::from_secs(1)).await;
-            if self.events_sent.get() > events {
-                return; // a later decision is being told
+            if self.witness_turn.get() != turn {
+                return false;
             }
         }
-        self.witness_flushed.set(flushed);
+        // Answers may come out of order, records take effect in order.
+        if self.witness_told.get() < turn {
+            self.witness_told.set(turn);
+            self.witness_flushed.set(flushed);
+        }
+        true
     }
 
     /// Writes a leg record to the next slot of `leg` that nothing unanswered may still hit.
@@ -143,7 +156,7 @@ impl Array {
             .filter_map(|leg| leg.superblock.borrow().as_ref().map(|sb| sb.dev_number))
             .collect();
         for (number, role) in sb.roles.iter_mut().enumerate() {
-            if *role < 2 && !others.contains(&(number as u32)) {
+            if *role != ROLE_SPARE && !others.contains(&(number as u32)) {
                 *role = ROLE_SPARE;
             }
         }
@@ -164,7 +177,7 @@ impl Array {
         sb.raid_disks = u32::from(self.raid_disks.get());
         sb.features = sb.features & !(FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP) | FEATURE_BITMAP;
         sb.recovery_offset = 0;
-        if let Some(to) = leg.rebuilt_to.get() {
+        if let Some(to) = leg.rebuilt_durably.get() {
             sb.features |= FEATURE_RECOVERY;
             sb.recovery_offset = to;
         }

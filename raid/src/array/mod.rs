@@ -20,11 +20,13 @@ mod change;
 mod claims;
 mod clock;
 mod control;
+mod fill;
 mod flush;
 mod intent;
 mod leg;
 mod meta;
 mod read;
+mod replace;
 mod restore;
 mod snapshot;
 mod stop;
@@ -110,8 +112,6 @@ impl Options {
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) array: Uuid,
-    pub(crate) name: [u8; 32],
-    pub(crate) ctime: u64,
     pub(crate) size: u64,
     pub(crate) chunk_bytes: u32,
 }
@@ -144,6 +144,8 @@ pub struct Array {
     /// Event count of the state on the legs, and the highest sent anywhere.
     events: Cell<u64>,
     events_sent: Cell<u64>,
+    /// Whose the slots were at start, by the witness: for legs that were not there.
+    holders: [u64; 2],
     /// Slots that witness and survivor's record call out.
     recorded_out: Cell<u8>,
     record_counter: Cell<u64>,
@@ -151,6 +153,9 @@ pub struct Array {
     active: Cell<bool>,
     activating: Cell<bool>,
     witness_flushed: Cell<bool>,
+    /// Calls to the witness: the latest made, and the latest known to have taken effect.
+    witness_turn: Cell<u64>,
+    witness_told: Cell<u64>,
     meta_turn: Rc<Turn>,
     change_serial: Cell<u64>,
     last_write: Cell<Instant>,
@@ -174,6 +179,7 @@ pub(crate) struct Start {
     pub(crate) identity: Identity,
     pub(crate) raid_disks: u8,
     pub(crate) events: u64,
+    pub(crate) holders: [u64; 2],
     pub(crate) recorded_out: u8,
     pub(crate) record_counter: u64,
     pub(crate) claim_counter: u64,
@@ -209,12 +215,15 @@ impl Array {
             flushes: RefCell::default(),
             events: Cell::new(start.events),
             events_sent: Cell::new(start.events),
+            holders: start.holders,
             recorded_out: Cell::new(start.recorded_out),
             record_counter: Cell::new(start.record_counter),
             // An unclean array is dirty on its legs already, but the witness may say otherwise.
             active: Cell::new(false),
             activating: Cell::new(false),
             witness_flushed: Cell::new(start.witness_flushed),
+            witness_turn: Cell::new(0),
+            witness_told: Cell::new(0),
             meta_turn: Rc::default(),
             change_serial: Cell::new(0),
             last_write: Cell::new(rt.now()),

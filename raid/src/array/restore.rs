@@ -2,16 +2,19 @@
 //!
 //! Until that is done nothing is acknowledged, no flush counts on it, and it is not read. Without
 //! a window (durability `cache`, or one that could not be kept) the leg goes out and is re-added:
-//! every unflushed write lies under a set bit. The last leg can only raise an alarm.
+//! every unflushed write lies under a set bit. The last leg can only raise an alarm. A leg that is
+//! being rebuilt goes out too, and its copy begins again where a flush has ended.
 
 use super::write::Body;
-use super::{Array, Leg, Why};
+use super::{Array, Leg, LegState, Why};
 use crate::window::Content;
 use blockdev::{mutation, Durability, IoCtx, IoError, Sector};
 use std::ops::Range;
+use std::time::Duration;
 
 /// Sectors of one write of a restore.
 const PART_SECTORS: u64 = 2048;
+const RETRY: Duration = Duration::from_millis(250);
 
 impl Array {
     pub(super) fn cache_lost(&self, leg: &Leg) {
@@ -19,8 +22,15 @@ impl Array {
             return;
         }
         leg.losses.set(leg.losses.get() + 1);
-        if !leg.takes_writes() {
-            return;
+        match leg.state() {
+            // A leaving leg may be called back: then it must be whole first.
+            LegState::InSync | LegState::Joining | LegState::Leaving => {}
+            // What was copied and not flushed may be gone: the copy begins where a flush ended.
+            LegState::Rebuilding => {
+                self.fail_leg(leg, Why::CacheLost, "its cache may be lost");
+                return;
+            }
+            LegState::Absent | LegState::Out => return,
         }
         let kept = leg.window.borrow().bytes();
         let text = format!("its cache may be lost; {kept} bytes are written again");
@@ -46,19 +56,26 @@ impl Array {
             let losses = leg.losses.get();
             // What is still under way ends first: it may be newer than what is in the window.
             self.changed
-                .until(|| !leg.takes_writes() || !self.owes(leg, false))
+                .until(|| {
+                    let leaving = leg.state() == LegState::Leaving;
+                    !leaving && (!leg.is_required() || !self.owes(leg, false))
+                })
                 .await;
-            if !leg.takes_writes() {
+            if !leg.is_required() {
                 break;
             }
             let result = self.write_window(leg).await;
             if leg.losses.get() != losses {
                 continue;
             }
-            if let Err(error) = result {
-                self.fail_leg(leg, Why::Failed, &format!("its lost cache: {error}"));
+            let Err(error) = result else { break };
+            let text = format!("its lost cache is not written again: {error}");
+            self.fail_leg(leg, Why::Failed, &text);
+            if leg.state() == LegState::InSync {
+                // The last leg stays, and nothing is acknowledged before it is whole.
+                tracing::error!(volume = %self.options.volume, leg = leg.name(), text);
+                self.rt.sleep(RETRY).await;
             }
-            break;
         }
         leg.restoring.set(false);
         self.stir();

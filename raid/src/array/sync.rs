@@ -79,9 +79,10 @@ impl Array {
                 if !wanted || array.closed().is_some() {
                     return;
                 }
-                match array.take_back(leg, resume).await {
+                match array.take_back(leg, resume, attempt).await {
                     Attempt::Done => return,
                     Attempt::Retry => at = rt.now() + RETRY,
+                    Attempt::GiveUp(_) if leg.attempts.get() != attempt => return,
                     Attempt::GiveUp(text) => {
                         leg.why.set(Why::Broken);
                         array.report_leg("leg_failed", leg, text, true);
@@ -92,7 +93,7 @@ impl Array {
         });
     }
 
-    async fn take_back(&self, leg: &Leg, resume: Resume) -> Attempt {
+    async fn take_back(&self, leg: &Leg, resume: Resume, attempt: u64) -> Attempt {
         let Some(device) = leg.device() else {
             return Attempt::Retry;
         };
@@ -113,10 +114,14 @@ impl Array {
         if found.array != self.identity.array || known.is_some_and(|known| known != found.device) {
             return Attempt::GiveUp("another device came back in its place".into());
         }
+        if found.events > self.events_sent.get() {
+            let text = "it was written by another host meanwhile; `antler leg replace` fills it";
+            return Attempt::GiveUp(text.into());
+        }
         let survivor = self.peer(leg.index);
         // The store chooses what counts before anything is copied (R4).
         let chosen = self.recovered.get() && !self.stopping.get();
-        let still_out = leg.state() == LegState::Out && chosen;
+        let still_out = leg.state() == LegState::Out && leg.attempts.get() == attempt && chosen;
         if !still_out || survivor.state() != LegState::InSync {
             return Attempt::Retry;
         }
@@ -141,6 +146,7 @@ impl Array {
         leg.set_state(LegState::Rebuilding);
         if let Resume::From(from) = resume {
             leg.rebuilt_to.set(Some(from));
+            leg.rebuilt_durably.set(Some(from));
             self.note_rebuild(survivor).await?;
         }
         self.write_pages(true).await;
@@ -182,7 +188,7 @@ impl Array {
         let _turn = self.meta_turn.take().await;
         let events = self.next_events();
         let out = self.out_mask();
-        self.tell_witness(events, out, false).await;
+        while !self.tell_witness(events, out, false).await {}
         self.write_record(survivor, events, out).await?;
         self.events.set(events);
         self.recorded_out.set(out);
@@ -309,6 +315,7 @@ impl Array {
         range: Range<Sector>,
     ) -> Result<(), IoError> {
         let _lock = self.lock(range.clone()).await;
+        self.end_taints(survivor, &range).await?;
         let source = match self.read_absolute(survivor, &range).await {
             Ok(data) => data,
             Err(error) if matches!(error.kind, Kind::Medium { .. }) => {
@@ -345,6 +352,7 @@ impl Array {
             if source_is_bad {
                 if let Ok(target) = self.read_absolute(leg, &part).await {
                     if self.judge(part.start, &target).await == [Verdict::Good] {
+                        self.set_bits(part.clone()).await?;
                         self.put(survivor, part, target).await?;
                         survivor.count(|c| c.healed_blocks += 1);
                         continue;
@@ -360,25 +368,47 @@ impl Array {
 
     async fn put(&self, leg: &Leg, range: Range<Sector>, data: IoVec) -> Result<(), IoError> {
         self.changed
-            .until(|| self.has_room(data.len() as u64))
+            .until(|| !leg.restoring.get() && self.has_room(data.len() as u64))
             .await;
         self.write_leg(leg.index, range, data, Array::read_ctx())
             .await
             .map(|_| ())
     }
 
-    async fn read_absolute(&self, leg: &Leg, range: &Range<Sector>) -> Result<IoVec, IoError> {
+    /// A write that was given up may still land where it is read: it is ended first, or what is
+    /// equal now would differ later.
+    async fn end_taints(&self, leg: &Leg, range: &Range<Sector>) -> Result<(), IoError> {
         let Some(device) = leg.device() else {
             return Err(IoError::not_applied(Kind::Closed));
         };
-        let op = Op::Read {
-            at: Sector(leg.places().data.0 + range.start.0),
-            sectors: (range.end.0 - range.start.0) as u32,
-        };
-        device
-            .submit(op, Array::read_ctx())
-            .await
-            .map(Done::into_data)
+        let data = leg.places().data.0;
+        let on_leg = Sector(data + range.start.0)..Sector(data + range.end.0);
+        if device.tainted(on_leg) {
+            device.submit(Op::Fence, IoCtx::metadata()).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_absolute(&self, leg: &Leg, range: &Range<Sector>) -> Result<IoVec, IoError> {
+        loop {
+            // What its cache lost is not there again yet.
+            self.changed
+                .until(|| !leg.is_required() || !leg.restoring.get())
+                .await;
+            let Some(device) = leg.device() else {
+                return Err(IoError::not_applied(Kind::Closed));
+            };
+            let losses = leg.losses.get();
+            let op = Op::Read {
+                at: Sector(leg.places().data.0 + range.start.0),
+                sectors: (range.end.0 - range.start.0) as u32,
+            };
+            let read = device.submit(op, Array::read_ctx()).await;
+            self.drain_events(leg.index);
+            if leg.losses.get() == losses || !leg.is_required() {
+                return read.map(Done::into_data);
+            }
+        }
     }
 
     /// What the store says of these bytes; nothing without a map or off its granules.
@@ -405,6 +435,7 @@ impl Array {
         }
         leg.set_state(LegState::InSync);
         leg.rebuilt_to.set(None);
+        leg.rebuilt_durably.set(None);
         self.refresh_geometry();
         self.tell_roles();
         let events = self.next_events();
@@ -413,11 +444,12 @@ impl Array {
         self.write_bitmap_events(events).await;
         self.write_superblock(survivor).await?;
         self.write_superblock(leg).await?;
-        if leg.state() == LegState::InSync && self.events.get() == events {
-            let out = self.recorded_out.get() & !leg.bit();
-            self.tell_witness(events, out, false).await;
-            if self.events_sent.get() == events {
+        let holds = || leg.state() == LegState::InSync && self.events_sent.get() == events;
+        let out = self.recorded_out.get() & !leg.bit();
+        while holds() {
+            if self.tell_witness(events, out, false).await && holds() {
                 self.recorded_out.set(out);
+                break;
             }
         }
         drop(turn);
@@ -428,11 +460,9 @@ impl Array {
     /// Equalises what the previous run, or a failed write, left in doubt.
     pub(super) fn spawn_resync(&self) {
         let both_in = self.legs.iter().all(|leg| leg.state() == LegState::InSync);
-        if self.raid_disks.get() < 2 {
-            let doubtful = self.intent.borrow().doubtful();
-            doubtful
-                .into_iter()
-                .for_each(|n| self.intent.borrow_mut().trust(n));
+        if self.raid_disks.get() < 2 || self.recorded_out.get() != 0 {
+            // One leg alone differs from nobody; the other will be copied under bits that stay.
+            self.intent.borrow_mut().trust_all();
         }
         let has_work = both_in && self.intent.borrow().is_doubtful();
         if !has_work || std::mem::replace(&mut self.sync.borrow_mut().resyncing, true) {
@@ -520,6 +550,8 @@ impl Array {
         if a.state() != LegState::InSync || b.state() != LegState::InSync {
             return Err(IoError::not_applied(Kind::Closed));
         }
+        self.end_taints(a, &range).await?;
+        self.end_taints(b, &range).await?;
         let first = self.readable(a, &range).await?;
         let second = self.readable(b, &range).await?;
         match (&first, &second) {

@@ -431,7 +431,9 @@ impl Array {
             }
         };
         match failed {
-            None | Some(Kind::NoSpace) => {}
+            None => {}
+            // Both legs full is no reason to lose one. A leg that is rebuilt must not miss it.
+            Some(Kind::NoSpace) if leg.is_required() => {}
             Some(kind) => {
                 let why = match kind {
                     Kind::Medium { .. } | Kind::Refused(_) => Why::Broken,
@@ -542,7 +544,8 @@ impl Array {
         let hard = self.legs.iter().any(|leg| {
             mirrored
                 && leg.state() == LegState::Leaving
-                && !matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
+                && (!matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
+                    || leg.why.get() == Why::CacheLost)
         });
         let fatal = mirrored
             && self.legs.iter().any(|leg| {
@@ -727,8 +730,9 @@ impl Array {
         if self.leg(leg).state() != LegState::InSync {
             return Err(IoError::not_applied(Kind::Closed));
         }
+        let target = self.leg(leg);
         self.changed
-            .until(|| self.has_room(good.len() as u64))
+            .until(|| !target.restoring.get() && self.has_room(good.len() as u64))
             .await;
         let blocks = (good.len() as u64).div_ceil(4096);
         let result = self.write_leg(leg, range, good, ctx).await;

@@ -66,6 +66,10 @@ pub(crate) struct SimLeg {
     pub(crate) latency_us: Cell<u64>,
     pub(crate) bad: RefCell<Vec<u64>>,
     pub(crate) full: Cell<bool>,
+    /// A write that begins here is refused for want of space.
+    pub(crate) full_at: Cell<u64>,
+    /// Where a write of an earlier time may still land, until fenced.
+    pub(crate) taints: RefCell<Vec<Range<Sector>>>,
     /// Operations that are taken and never answered while this says so.
     stuck: Cell<fn(&Op) -> bool>,
     events: RefCell<VecDeque<Event>>,
@@ -94,6 +98,8 @@ impl SimLeg {
             latency_us: Cell::new(1000),
             bad: RefCell::default(),
             full: Cell::new(false),
+            full_at: Cell::new(u64::MAX),
+            taints: RefCell::default(),
             stuck: Cell::new(|_| false),
             events: RefCell::default(),
             waker: RefCell::default(),
@@ -228,6 +234,7 @@ impl SimLeg {
         let Some((op, promise)) = entry else { return };
         if matches!(op, Op::Fence) {
             self.fences.set(self.fences.get() + 1);
+            self.taints.borrow_mut().clear();
             // Whatever is still to come of earlier writes comes now or never.
             let earlier: Vec<u64> = self
                 .queue
@@ -268,7 +275,7 @@ impl SimLeg {
                 Ok(Done::Read(data, Seq(0)))
             }
             Op::Write { at, data, want } => {
-                if self.full.get() {
+                if self.full.get() || self.full_at.get() == at.0 {
                     return Err(IoError::not_applied(Kind::NoSpace));
                 }
                 self.log
@@ -338,8 +345,11 @@ impl BlockDevice for SimLeg {
         completion
     }
 
-    fn tainted(&self, _range: Range<Sector>) -> bool {
-        false
+    fn tainted(&self, range: Range<Sector>) -> bool {
+        let taints = self.taints.borrow();
+        taints
+            .iter()
+            .any(|t| t.start < range.end && range.start < t.end)
     }
 
     fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {

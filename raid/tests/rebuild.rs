@@ -1,0 +1,284 @@
+//! What a leg must not lack after it was away, lost its cache, or was rebuilt.
+
+mod common;
+
+use blockdev::{
+    Allocation, BlockDevice, IoCtx, IoVec, LegIndex, LocalFuture, Mirror, Op, Sector, Verdict,
+};
+use common::bench::Bench;
+use raid::{Array, ControlError, Options};
+use std::ops::Range;
+use std::rc::Rc;
+use std::time::Duration;
+
+const CHUNK_SECTORS: u64 = 131_072;
+
+/// Leg 1 is gone for good and a blank one is filled in its place.
+fn refill(bench: &Bench, array: &Rc<Array>) {
+    bench.legs[1].go_down();
+    bench.write(array, 8, 1).expect("degraded");
+    bench.legs[1].blank();
+    bench.legs[1].down.set(false);
+    let (again, device) = (array.clone(), bench.legs[1].clone());
+    bench
+        .world
+        .block_on(async move { again.replace("sto2", "sto2", device, true, false).await })
+        .expect("begun");
+}
+
+fn until_copied(bench: &Bench, array: &Rc<Array>, bytes: u64) {
+    let copied = || array.snapshot().sync.map_or(0, |sync| sync.done_bytes);
+    while copied() < bytes {
+        bench.run(20);
+    }
+}
+
+fn assert_equal(bench: &Bench, from: u64, sectors: u64) {
+    let data = bench.data_offset();
+    for at in (from..from + sectors).step_by(8) {
+        let [a, b] = [0, 1].map(|leg: usize| bench.legs[leg].bytes(data + at, 8));
+        assert!(a == b, "the legs differ at sector {at}");
+    }
+}
+
+#[test]
+fn a_superblock_never_claims_more_than_was_flushed() {
+    let bench = Bench::new(1);
+    let array = bench.running();
+    for at in 0..100 {
+        bench.write(&array, at * 800, 5).expect("written");
+    }
+    bench.flush(&array);
+    refill(&bench, &array);
+    until_copied(&bench, &array, 2 * CHUNK_SECTORS * 512);
+    bench.run(4000); // the idle array writes its superblocks
+    bench.write(&array, 16, 2).expect("and again");
+    bench.legs[1].power_cycle(false);
+    bench.crash(array);
+    let array = bench.running();
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_equal(&bench, 0, CHUNK_SECTORS);
+}
+
+#[test]
+fn a_rebuild_begins_again_where_a_flush_ended_when_the_leg_lost_its_cache() {
+    let bench = Bench::new(2);
+    let array = bench.running();
+    for at in 0..100 {
+        bench.write(&array, at * 800, 5).expect("written");
+    }
+    refill(&bench, &array);
+    until_copied(&bench, &array, 2 * CHUNK_SECTORS * 512);
+    bench.legs[1].power_cycle(true);
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_equal(&bench, 0, CHUNK_SECTORS);
+}
+
+#[test]
+fn a_rebuilt_leg_that_is_full_does_not_miss_a_write() {
+    let bench = Bench::new(3);
+    let array = bench.running();
+    refill(&bench, &array);
+    until_copied(&bench, &array, 2 * CHUNK_SECTORS * 512);
+    bench.legs[1].full_at.set(bench.data_offset() + 80);
+    bench.write(&array, 80, 7).expect("on the survivor");
+    bench.legs[1].full_at.set(u64::MAX);
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(1, 80), 7);
+}
+
+#[test]
+fn a_leg_called_back_is_whole_although_it_lost_its_cache_while_leaving() {
+    let bench = Bench::new(4);
+    let array = bench.running();
+    for at in 0..16 {
+        bench.write(&array, at * 8, 3).expect("written");
+    }
+    bench.witness.delay_ms.set(200);
+    bench.legs[1].hang();
+    let done = array.submit(bench.write_op(800, 2), IoCtx::foreground());
+    let answer = bench.world.spawn_handle(done);
+    bench.run(250); // leg 1 is leaving, the witness is not durable yet
+    bench.legs[1].unhang();
+    bench.legs[1].power_cycle(true);
+    bench.legs[0].go_down();
+    let other = array.submit(bench.write_op(80_000, 5), IoCtx::foreground());
+    let other = bench.world.spawn_handle(other);
+    bench.run(3000);
+    if bench.states(&array)[1] == "in-sync" {
+        bench
+            .world
+            .block_on(answer)
+            .expect("by the one called back");
+        bench.world.block_on(other).expect("written");
+        for at in 0..16 {
+            assert_eq!(bench.on_leg(1, at * 8), 3, "granule {at}");
+        }
+    }
+}
+
+#[test]
+fn the_last_leg_acknowledges_nothing_before_its_lost_cache_is_there_again() {
+    let bench = Bench::new(5);
+    let array = bench.running();
+    bench.legs[1].go_down();
+    for at in 0..16 {
+        bench.write(&array, at * 8, 3).expect("degraded");
+    }
+    bench.legs[0].power_cycle(true);
+    bench.legs[0].go_down();
+    bench.run(1000);
+    let done = array.submit(bench.write_op(800, 4), IoCtx::foreground());
+    let answer = bench.world.spawn_handle(done);
+    bench.run(1000);
+    assert!(answer.try_take().is_none(), "not over a lost cache");
+    bench.legs[0].down.set(false);
+    bench.world.block_on(answer).expect("once it is whole");
+    for at in 0..16 {
+        assert_eq!(bench.on_leg(0, at * 8), 3, "granule {at}");
+    }
+}
+
+#[test]
+fn a_leg_that_went_on_alone_is_not_taken_for_a_stale_one() {
+    let bench = Bench::new(6);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    bench.stop(array);
+    let alone = |present| {
+        let array = bench.open_with(present, Options::new("vol1"), true);
+        let array = array.expect("told to");
+        array.recovered();
+        array
+    };
+    let array = alone([false, true]);
+    bench.write(&array, 2 * CHUNK_SECTORS, 3).expect("alone");
+    bench.stop(array);
+    *bench.witness.last.borrow_mut() = None;
+    let array = alone([true, false]);
+    let attached = attach(&bench, &array);
+    assert!(
+        matches!(attached, Err(ControlError::Diverged { .. })),
+        "newer than what serves: {attached:?}"
+    );
+    bench.write(&array, 8, 2).expect("alone");
+    attach(&bench, &array).expect("the witness has decided");
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_equal(&bench, 2 * CHUNK_SECTORS, 8);
+}
+
+fn attach(bench: &Bench, array: &Rc<Array>) -> Result<(), ControlError> {
+    let (array, device) = (array.clone(), bench.legs[1].clone());
+    bench
+        .world
+        .block_on(async move { array.attach(LegIndex(1), "sto2", device).await })
+}
+
+#[test]
+fn a_degraded_array_goes_clean_after_an_unclean_stop() {
+    let bench = Bench::new(7);
+    let array = bench.running();
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 1).expect("degraded");
+    bench.crash(array);
+    let array = bench.running();
+    bench.write(&array, 8, 2).expect("degraded");
+    bench.run(5000);
+    assert!(bench.superblock(0).expect("member").is_clean());
+    let told = bench.witness.last.borrow().expect("told");
+    assert_eq!((told.out, told.flushed), (2, true));
+    bench.legs[1].down.set(false);
+    attach(&bench, &array).expect("a member");
+    bench.run(20_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(1, 8), 2);
+}
+
+#[test]
+fn a_resync_ends_what_may_still_land_before_it_compares() {
+    let bench = Bench::new(8);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    bench.crash(array);
+    let array = bench.open([true, true]).expect("assembled");
+    let at = bench.data_offset();
+    bench.legs[0]
+        .taints
+        .borrow_mut()
+        .push(Sector(at)..Sector(at + 8));
+    array.recovered();
+    bench.run(30_000);
+    assert!(bench.legs[0].taints.borrow().is_empty(), "fenced");
+}
+
+/// Everything is used; a granule is good when its first byte is 9.
+struct Nines;
+
+impl Allocation for Nines {
+    fn next_used(&self, from: Sector) -> LocalFuture<Option<Range<Sector>>> {
+        Box::pin(async move { Some(from..Sector(from.0 + 2048)) })
+    }
+
+    fn judge(&self, _at: Sector, data: IoVec) -> LocalFuture<Vec<Verdict>> {
+        let bytes = data.to_vec();
+        let judge = |granule: &[u8]| match granule[0] {
+            0 => Verdict::Free,
+            9 => Verdict::Good,
+            _ => Verdict::Bad,
+        };
+        let verdicts = bytes.chunks(4096).map(judge).collect();
+        Box::pin(async move { verdicts })
+    }
+}
+
+#[test]
+fn a_bad_source_is_healed_from_a_good_target_where_no_bit_is_set() {
+    let bench = Bench::new(9);
+    let array = bench.running();
+    let map: Rc<dyn Allocation> = Rc::new(Nines);
+    array.set_allocation(Rc::downgrade(&map));
+    let at = 2 * CHUNK_SECTORS + 16;
+    bench.write(&array, at, 9).expect("written");
+    bench.run(30_000); // no bits
+    bench.legs[0].poke(bench.data_offset() + at, &[6; 512]);
+    let act = |what: fn(Rc<Array>) -> LocalFuture<Result<(), ControlError>>| {
+        bench.world.block_on(what(array.clone())).expect("done");
+    };
+    act(|a| Box::pin(async move { a.fail("sto2").await }));
+    let (again, device) = (array.clone(), bench.legs[1].clone());
+    bench
+        .world
+        .block_on(async move { again.add("sto2", device, true, false).await })
+        .expect("all of it is copied");
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!((bench.on_leg(0, at), bench.on_leg(1, at)), (9, 9));
+}
+
+#[test]
+fn an_interrupted_fill_is_a_leg_to_be_filled_after_a_restart() {
+    let bench = Bench::new(10);
+    let array = bench.running();
+    bench.write(&array, 8, 4).expect("written");
+    bench.legs[1].stick(|op| matches!(op, Op::Fence));
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 5).expect("degraded");
+    bench.legs[1].blank();
+    bench.legs[1].down.set(false);
+    bench.legs[1].stick(|_| false);
+    let (again, device) = (array.clone(), bench.legs[1].clone());
+    bench
+        .world
+        .block_on(async move { again.replace("sto2", "sto2", device, false, false).await })
+        .expect("begun");
+    bench.crash(array); // before the first page of the rebuild
+    let array = bench.running();
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(1, 8), 5);
+    assert!(bench.world.now().since(blockdev::Instant(0)) < Duration::from_secs(120));
+}

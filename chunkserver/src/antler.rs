@@ -14,11 +14,6 @@ use crate::{assemble, load, node, offline, probe};
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Antler;
 
-/// A command of the interface that this version does not have yet.
-fn later(what: &str) -> Failure {
-    Failure::problem(format!("{what} is not available in this version"))
-}
-
 impl Ops for Antler {
     fn check(&self, config: &Config) -> Vec<Problem> {
         let collisions = assemble::isid_collisions(config).into_iter();
@@ -73,28 +68,28 @@ impl Ops for Antler {
 
     fn volume_export(
         &self,
-        _config: &Config,
-        _volume: &str,
-        _dir: &Path,
-        _chunk: Option<u64>,
+        config: &Config,
+        volume: &str,
+        dir: &Path,
+        chunk: Option<u64>,
     ) -> Result<Exported, Failure> {
-        Err(later("volume export"))
+        offline::export(config, volume, dir, chunk)
     }
 
-    fn volume_import(&self, _config: &Config, _import: &Import) -> Result<Imported, Failure> {
-        Err(later("volume import"))
+    fn volume_import(&self, config: &Config, import: &Import) -> Result<Imported, Failure> {
+        offline::import(config, import)
     }
 
-    fn volume_claim(&self, _config: &Config, _claim: &Claim) -> Result<VolumeChanged, Failure> {
-        Err(later("volume claim"))
+    fn volume_claim(&self, config: &Config, claim: &Claim) -> Result<VolumeChanged, Failure> {
+        offline::claim(config, claim)
     }
 
-    fn volume_grow(&self, _config: &Config, _volume: &str) -> Result<VolumeChanged, Failure> {
-        Err(later("volume grow"))
+    fn volume_grow(&self, config: &Config, volume: &str) -> Result<VolumeChanged, Failure> {
+        offline::grow(config, volume)
     }
 
-    fn volume_upgrade(&self, _config: &Config, _volume: &str) -> Result<VolumeChanged, Failure> {
-        Err(later("volume upgrade"))
+    fn volume_upgrade(&self, config: &Config, volume: &str) -> Result<VolumeChanged, Failure> {
+        offline::upgrade(config, volume)
     }
 
     fn bench_iscsi(&self, iscsi: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, Failure> {

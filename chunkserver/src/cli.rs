@@ -169,7 +169,7 @@ pub struct Import {
     /// Directory to read from, with its subdirectories
     pub dir: PathBuf,
     /// Id of the file system the chunks belong to [default: from DIR/.metaid]
-    #[arg(long, value_parser = hex_u64, value_name = "HEX")]
+    #[arg(long, value_parser = real_metaid, value_name = "HEX")]
     pub metaid: Option<u64>,
 }
 
@@ -507,9 +507,17 @@ pub fn hex_u64(text: &str) -> Result<u64, String> {
 fn metaid(text: &str) -> Result<MetaId, String> {
     match text {
         "any" => Ok(MetaId::Any),
-        hex => hex_u64(hex)
+        hex => real_metaid(hex)
             .map(MetaId::Id)
             .map_err(|e| format!("{e}, or \"any\"")),
+    }
+}
+
+/// 0 and all ones are no file system's.
+fn real_metaid(text: &str) -> Result<u64, String> {
+    match hex_u64(text)? {
+        0 | u64::MAX => Err("expected the id of a MooseFS instance".to_owned()),
+        id => Ok(id),
     }
 }
 

@@ -21,8 +21,9 @@ use crate::assemble::{self, Base};
 use crate::cli::{BenchChunk, BenchDevice, BenchIscsi, Load, Rw};
 use crate::config::{self, ChapUser, Config, DeviceKind, Digest, HostPort, Iscsi};
 use crate::exit::Failure;
+use crate::names;
 use crate::node::data_path::DataPath;
-use crate::probe::{on_shard, unknown_device};
+use crate::probe::on_shard;
 use crate::report::{BenchReport, CpuSeconds, LatencyUs};
 
 /// Memory of a bench beyond what its depth needs.
@@ -209,9 +210,7 @@ impl iscsi::Load for DeviceLoad {
 
 /// See [`crate::ops::Ops::bench_device`].
 pub fn bench_device(config: &Config, args: &BenchDevice) -> Result<BenchReport, Failure> {
-    let device = config
-        .device(&args.name)
-        .ok_or_else(|| unknown_device(config, &args.name))?;
+    let device = names::device(config, &args.name)?;
     let bench = iscsi_config(&args.load)?;
     on_shard(|rt| async move {
         let base = base(rt);

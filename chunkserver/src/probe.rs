@@ -20,6 +20,7 @@ use crate::assemble::{self, Base};
 use crate::config::{Config, DeviceKind, HostPort, Iscsi, IscsiDevice};
 use crate::exit::Failure;
 use crate::model;
+use crate::names;
 use crate::report::{
     DeviceInfo, DiscoveredPortal, DiscoveredTarget, Discovery, ProbeState, ProbedPath,
 };
@@ -106,9 +107,7 @@ async fn ask(
 
 /// See [`crate::ops::Ops::device_info`].
 pub fn device_info(config: &Config, name: &str) -> Result<DeviceInfo, Failure> {
-    let device = config
-        .device(name)
-        .ok_or_else(|| unknown_device(config, name))?;
+    let device = names::device(config, name)?;
     match &device.kind {
         DeviceKind::Iscsi(unit) => {
             on_shard(|rt| unit_info(base(rt), name, unit, device.wwid.as_deref()))
@@ -135,16 +134,6 @@ pub fn device_info(config: &Config, name: &str) -> Result<DeviceInfo, Failure> {
             })
         }),
     }
-}
-
-/// There is no device of that name.
-pub(crate) fn unknown_device(config: &Config, name: &str) -> Failure {
-    let known: Vec<&str> = config.devices.iter().map(|d| d.name.as_str()).collect();
-    Failure::usage(format!(
-        "no [[device]] is named {name:?} in {}; there are: {}",
-        config.path.display(),
-        known.join(", ")
-    ))
 }
 
 fn blank(name: &str, kind: model::DeviceKind) -> DeviceInfo {

@@ -21,6 +21,7 @@ use crate::config::{self, Config, Environment, HostPort, Loaded};
 use crate::daemon::Daemon;
 use crate::exit::{ExitStatus, Failure};
 use crate::model::{Arrays, PathEvents, Paths, Status};
+use crate::names;
 use crate::ops::Ops;
 use crate::render;
 use crate::report::*;
@@ -292,14 +293,7 @@ impl Runner<'_> {
 
     fn device_info(&self, name: &str) -> Outcome {
         let config = self.config()?;
-        if config.device(name).is_none() {
-            let known: Vec<&str> = config.devices.iter().map(|d| d.name.as_str()).collect();
-            return Err(Failure::usage(format!(
-                "there is no [[device]] named {name:?} in {}; there are: {}",
-                config.path.display(),
-                known.join(", ")
-            )));
-        }
+        names::device(&config, name)?;
         let info = self.ops.device_info(&config, name)?;
         self.show(&info, render::offline::device)?;
         Ok(path_verdict(&info))
@@ -319,13 +313,8 @@ impl Runner<'_> {
             V::Import(import) => Some(&import.name),
             V::Claim(claim) => Some(&claim.name),
         };
-        if let Some(name) = name.filter(|n| config.volume(n).is_none()) {
-            let known: Vec<&str> = config.volumes.iter().map(|v| v.name.as_str()).collect();
-            return Err(Failure::usage(format!(
-                "there is no [[volume]] named {name:?} in {}; there are: {}",
-                config.path.display(),
-                known.join(", ")
-            )));
+        if let Some(name) = name {
+            names::volume(&config, name)?;
         }
         let changed =
             |c: &VolumeChanged| format!("volume {}: {}\n", c.name, render::clean(&c.text));

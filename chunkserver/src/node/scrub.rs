@@ -207,7 +207,7 @@ mod tests {
     async fn volume(rt: &Rt, pool: &Pool, blocks: u16) -> (MemDevice, Rc<Store>) {
         let geometry = Geometry::plain(128 << 11);
         let device = MemDevice::new(rt.clone(), pool.clone(), geometry, MemTiming::default());
-        let mirror = SingleLeg::new(Rc::new(device.clone()));
+        let mirror = SingleLeg::new(Rc::new(device.clone()), rt.clone());
         let params = FormatParams::new("v".to_owned(), [1; 16], [2; 16]);
         chunk_store::format(mirror.clone(), pool, &params)
             .await

@@ -14,7 +14,6 @@ use chunk_api::Chunks;
 use chunk_store::Store;
 use mpath::Role;
 use raid::assemble::{assemble, survey, AssembleError, LegInput};
-use raid::claim::Owner;
 use raid::decide::Decision;
 use raid::witness::Witness;
 use raid::{Array, Uuid};
@@ -28,6 +27,7 @@ use crate::model;
 use crate::node::metered::Metered;
 use crate::node::scrub::Scrubber;
 use crate::node::survey as translate;
+use crate::ownership;
 use crate::volumes::{Service, Volumes};
 
 /// Once one leg is there the other one gets this long before a start without it is considered.
@@ -93,7 +93,7 @@ pub(crate) struct VolumeLife {
     options: chunk_store::Options,
     window_bytes: u64,
     owner_node: Uuid,
-    initiator_names: Vec<String>,
+    initiator_name: String,
     witness: Rc<dyn Witness>,
     events: EventLog,
     volumes: Weak<Volumes>,
@@ -131,13 +131,6 @@ impl VolumeLife {
             .filter_map(|name| config.device(name))
             .map(LegSlot::new)
             .collect();
-        let initiator_names = legs
-            .iter()
-            .map(|leg| match &leg.device.kind {
-                crate::config::DeviceKind::Iscsi(unit) => unit.iscsi.initiator_name.clone(),
-                crate::config::DeviceKind::Local(_) => String::new(),
-            })
-            .collect();
         let cache_share = config.chunkserver.cache_bytes / config.volumes.len().max(1) as u64;
         let durability = config.chunkserver.durability;
         let options = chunk_store::Options {
@@ -162,7 +155,7 @@ impl VolumeLife {
             options,
             window_bytes,
             owner_node: shared.node,
-            initiator_names,
+            initiator_name: ownership::initiator_name(config, volume),
             witness: shared.witness.clone(),
             events: shared.events.clone(),
             volumes: Rc::downgrade(&shared.volumes),
@@ -328,18 +321,11 @@ impl VolumeLife {
             let Some(slot) = self.legs.iter().find(|slot| slot.device.name == *name) else {
                 continue;
             };
-            let Some(unit) = slot.unit() else { continue };
+            let Some(leg) = slot.leg() else { continue };
             if let Some(claim) = &member.claim {
-                let name = &claim.owner.initiator_name;
-                let recorded = claim
-                    .owner
-                    .isids
-                    .iter()
-                    .map(|isid| (name.clone(), *isid))
-                    .collect();
-                unit.startup_fence(recorded);
+                ownership::fence_recorded(&leg, claim);
             }
-            slots[n] = Some(unit);
+            slots[n] = slot.unit();
         }
         let array = assemble(
             self.base.rt.clone(),
@@ -407,20 +393,14 @@ impl VolumeLife {
     }
 
     fn array_options(&self, units: [Option<Rc<mpath::MultipathDevice>>; 2]) -> raid::Options {
-        let isids = self
-            .legs
-            .iter()
-            .filter_map(LegSlot::leg)
-            .flat_map(|leg| leg.isids())
-            .collect();
-        let name = self.initiator_names.iter().find(|name| !name.is_empty());
         let mut options = raid::Options::new(&self.config.name);
         options.window_bytes = self.window_bytes;
-        options.owner = Some(Owner {
-            node: self.owner_node,
-            initiator_name: name.cloned().unwrap_or_default(),
-            isids,
-        });
+        let legs = self.legs.iter().filter_map(LegSlot::leg);
+        options.owner = Some(ownership::owner(
+            self.owner_node,
+            &self.initiator_name,
+            legs,
+        ));
         options.on_alone = Some(Rc::new(move |leg: LegIndex, alone| {
             if let Some(Some(unit)) = units.get(usize::from(leg.0)) {
                 unit.set_role(if alone { Role::Alone } else { Role::MirrorLeg });

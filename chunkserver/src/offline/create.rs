@@ -1,0 +1,148 @@
+//! `antler volume create`: from blank devices to an empty volume.
+
+use std::rc::Rc;
+
+use blockdev::{BlockDevice, Mirror};
+use raid::format::{create as create_array, CreateOptions};
+use raid::probe::{examine, Found, Member};
+use raid::Uuid;
+
+use super::{lock, on_shard, open_array, Legs, Progress};
+use crate::assemble::{Base, Leg};
+use crate::config::{Config, Volume};
+use crate::exit::Failure;
+use crate::names;
+use crate::node::data_path::DataPath;
+use crate::ownership::{fence_recorded, in_words};
+use crate::report::VolumeCreated;
+
+/// See [`crate::ops::Ops::volume_create`].
+pub fn create(
+    config: &Config,
+    name: &str,
+    force: bool,
+    mirror_sync: bool,
+) -> Result<VolumeCreated, Failure> {
+    let volume = names::volume(config, name)?;
+    on_shard(|base| async move {
+        let data_path = lock(config, name, &base.rt)?;
+        let legs = Legs::open(&base, config, volume, true).await;
+        let made = format(&base, config, volume, &legs, force, mirror_sync, &data_path).await;
+        legs.close().await;
+        made
+    })
+}
+
+async fn format(
+    base: &Base,
+    config: &Config,
+    volume: &Volume,
+    legs: &Legs,
+    force: bool,
+    mirror_sync: bool,
+    data_path: &DataPath,
+) -> Result<VolumeCreated, Failure> {
+    let devices = legs.all()?;
+    distinct_units(config, volume, legs)?;
+    for (name, device) in &devices {
+        let found = examine(&**device)
+            .await
+            .map_err(|e| Failure::problem(format!("device {name}: {e}")))?;
+        let holds = match found {
+            Found::Nothing => continue,
+            Found::Member(member) => {
+                if let (Some(leg), Some(claim)) = (legs.named(name), &member.claim) {
+                    fence_recorded(leg, claim);
+                }
+                described(&member, base)
+            }
+            Found::Foreign(what) => what,
+        };
+        if !force {
+            return Err(Failure::problem(format!(
+                "device {name} holds {holds}: `antler volume create {} --force` overwrites it",
+                volume.name
+            )));
+        }
+    }
+    let fences = devices.iter().map(|(name, device)| async move {
+        // What an earlier owner has under way must not land on the new volume.
+        device
+            .submit(blockdev::Op::Fence, blockdev::IoCtx::metadata())
+            .await
+            .map_err(|e| Failure::problem(format!("device {name}: {e}")))
+    });
+    for fence in fences {
+        fence.await?;
+    }
+    let blocks: Vec<Rc<dyn BlockDevice>> = devices.iter().map(|(_, d)| d.clone()).collect();
+    let options = CreateOptions {
+        name: volume.name.clone(),
+        equalise: mirror_sync,
+    };
+    let mut progress = Progress::new(&volume.name);
+    let uuid = create_array(&base.rt, &base.pool, &blocks, &options, |done, total| {
+        progress.show(done, total);
+    })
+    .await
+    .map_err(|e| Failure::problem(format!("volume {}: {e}", volume.name)))?;
+    progress.end();
+    let array = open_array(base, config, volume, legs, data_path).await?;
+    let params = chunk_store::FormatParams::new(
+        volume.name.clone(),
+        Uuid::random(&base.rt).0,
+        Uuid::random(&base.rt).0,
+    );
+    let formatted = chunk_store::format(array.clone(), &base.pool, &params).await;
+    let size_bytes = array.geometry().bytes();
+    // Nothing of an earlier run can be in doubt: the array may go clean.
+    array.recovered();
+    array.stop().await;
+    formatted.map_err(|e| Failure::problem(format!("volume {}: {e}", volume.name)))?;
+    Ok(VolumeCreated {
+        name: volume.name.clone(),
+        uuid: uuid.to_string(),
+        size_bytes,
+        synced: mirror_sync,
+    })
+}
+
+/// What an array's member is, for whoever is about to overwrite it.
+fn described(member: &Member, base: &Base) -> String {
+    let name = String::from_utf8_lossy(&member.superblock.name).into_owned();
+    let mut text = format!(
+        "a leg of md array {} ({})",
+        member.superblock.array,
+        name.trim_end_matches('\0')
+    );
+    if let Some(claim) = &member.claim {
+        text.push_str(", claimed by ");
+        text.push_str(&in_words(claim, base.rt.wall()));
+    }
+    text
+}
+
+/// A mirror of a unit with itself is no mirror.
+fn distinct_units(config: &Config, volume: &Volume, legs: &Legs) -> Result<(), Failure> {
+    let wwid = |leg: &Option<Leg>| match leg {
+        Some(Leg::Unit(unit)) => unit.snapshot().unit.as_ref().and_then(|u| u.wwid.clone()),
+        _ => None,
+    };
+    let allowed = volume.legs.iter().all(|name| {
+        config
+            .device(name)
+            .is_some_and(|device| device.allow_duplicate_wwid)
+    });
+    if let [(first, a, _), (second, b, _)] = &legs.0[..] {
+        if let (Some(a), Some(b)) = (wwid(a), wwid(b)) {
+            if a == b && !allowed {
+                return Err(Failure::problem(format!(
+                    "{first} and {second} both have WWID {a}: they are one unit, or two targets that give \
+                     equal identities. Give each LUN its own (tgt: --params scsi_id=…,scsi_sn=…; LIO: another \
+                     unit serial), or say allow_duplicate_wwid = true in both devices"
+                )));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,151 @@
+//! `antler volume list` and `info`: what the legs say, without writing to them.
+
+use std::rc::Rc;
+
+use raid::assemble::{assemble, survey};
+use raid::decide::{Decision, Role};
+use raid::witness::FileWitness;
+
+use super::{lock, on_shard, Legs, Onlooker};
+use crate::assemble::Base;
+use crate::config::{Config, Volume};
+use crate::exit::Failure;
+use crate::model::LegState;
+use crate::names;
+use crate::report::{OfflineLeg, VolumeDetails, VolumeInfo};
+
+/// See [`crate::ops::Ops::volume_info`].
+pub fn info(config: &Config, name: Option<&str>) -> Result<Vec<VolumeInfo>, Failure> {
+    let volumes: Vec<&Volume> = match name {
+        Some(name) => vec![names::volume(config, name)?],
+        None => config.volumes.iter().collect(),
+    };
+    on_shard(|base| async move {
+        let _lock = lock(config, name.unwrap_or("list"), &base.rt)?;
+        let mut all = Vec::new();
+        for volume in volumes {
+            all.push(look(&base, config, volume, name.is_some()).await);
+        }
+        Ok(all)
+    })
+}
+
+async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> VolumeInfo {
+    let mut info = VolumeInfo {
+        name: volume.name.clone(),
+        uuid: None,
+        size_bytes: None,
+        used_bytes: None,
+        free_bytes: None,
+        chunks: None,
+        clean: None,
+        legs: Vec::new(),
+        error: None,
+        details: None,
+    };
+    let legs = Legs::open(base, config, volume, false).await;
+    if let Err(failure) = look_at(base, config, volume, &legs, details, &mut info).await {
+        info.error = Some(failure.text);
+    }
+    for (name, leg, failure) in &legs.0 {
+        if !info.legs.iter().any(|known| known.device == *name) {
+            let state = if leg.is_some() {
+                LegState::Faulty
+            } else {
+                LegState::Missing
+            };
+            info.legs.push(OfflineLeg {
+                device: name.clone(),
+                slot: None,
+                events: None,
+                state,
+            });
+        }
+        if let Some(failure) = failure {
+            info.error.get_or_insert_with(|| failure.text.clone());
+        }
+    }
+    legs.close().await;
+    info
+}
+
+async fn look_at(
+    base: &Base,
+    config: &Config,
+    volume: &Volume,
+    legs: &Legs,
+    details: bool,
+    info: &mut VolumeInfo,
+) -> Result<(), Failure> {
+    let problem =
+        |e: &dyn std::fmt::Display| Failure::problem(format!("volume {}: {e}", volume.name));
+    let witness = Rc::new(Onlooker(
+        FileWitness::new(&config.chunkserver.data_path).ok(),
+    ));
+    let found = survey(&legs.inputs(), &*witness, false)
+        .await
+        .map_err(|e| problem(&e))?;
+    let roles = match &found.decision {
+        Decision::Run(choice) => Some(choice.roles),
+        Decision::Wait(text) | Decision::Diverged(text) => {
+            info.error = Some(text.replace("VOLUME", &volume.name));
+            None
+        }
+    };
+    for (slot, member) in found.members.iter().enumerate() {
+        let Some((device, member)) = member else {
+            continue;
+        };
+        info.uuid = Some(member.superblock.array.to_string());
+        let in_sync = roles.is_none_or(|roles| roles[slot] == Role::InSync);
+        info.legs.push(OfflineLeg {
+            device: device.clone(),
+            slot: Some(slot as u32),
+            events: Some(member.superblock.events),
+            state: if in_sync {
+                LegState::InSync
+            } else {
+                LegState::Faulty
+            },
+        });
+        info.clean = Some(
+            info.clean.unwrap_or(true)
+                && member.superblock.resync_offset == raid::superblock::CLEAN,
+        );
+        if details {
+            info.details = Some(VolumeDetails {
+                format_version: 0,
+                data_offset_bytes: member.places.data.bytes(),
+                largest_chunk_id: None,
+            });
+        }
+    }
+    if roles.is_none() {
+        return Ok(());
+    }
+    let options = raid::Options::new(&volume.name);
+    let array = assemble(
+        base.rt.clone(),
+        base.pool.clone(),
+        witness,
+        options,
+        legs.inputs(),
+        false,
+    )
+    .await
+    .map_err(|e| problem(&e))?;
+    let store = chunk_store::info(array.clone(), base.pool.clone())
+        .await
+        .map_err(|e| problem(&e))?;
+    info.size_bytes = Some(store.size_bytes);
+    info.used_bytes = Some(store.used_bytes);
+    info.free_bytes = Some(store.size_bytes.saturating_sub(store.used_bytes));
+    info.chunks = Some(store.chunks);
+    info.clean = Some(info.clean.unwrap_or(true) && store.clean);
+    if let Some(details) = &mut info.details {
+        details.format_version = store.format_version;
+        let id = store.largest_chunk_id;
+        details.largest_chunk_id = (id != 0).then(|| format!("{id:016X}"));
+    }
+    Ok(())
+}

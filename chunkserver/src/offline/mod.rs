@@ -1,0 +1,322 @@
+//! Volumes that are not being served: create, info, check, export, import, claim, grow, upgrade.
+//!
+//! These commands hold the lock of `data_path`, so that they and a running `serve` exclude one another, and they
+//! log in with the role `serve`, so that the next start fences their writes as it does its own. Those that write
+//! do so as the volume's owner: what another node claims is left alone ([`open_array`]). Those that look
+//! ([`view_array`]) write nothing anywhere.
+
+mod claim;
+mod create;
+mod fsck;
+mod grow;
+mod look;
+mod transfer;
+
+pub use claim::claim;
+pub use create::create;
+pub use fsck::check;
+pub use grow::{grow, upgrade};
+pub use look::info;
+pub use transfer::{export, import};
+
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockdev::{BlockDevice, Pool, Rt};
+use raid::assemble::{assemble, survey, AssembleError, LegInput, Survey};
+use raid::witness::{FileWitness, NoWitness, Witness, WitnessRecord};
+use raid::{Array, Uuid};
+use tokio::task::spawn_local;
+
+use crate::assemble::{Base, Leg, Opening};
+use crate::config::{Config, DeviceKind, Volume};
+use crate::exit::Failure;
+use crate::names;
+use crate::node::data_path::DataPath;
+use crate::ownership::{fence_recorded, in_words, initiator_name, owner};
+use crate::probe;
+
+/// Memory of one command.
+const POOL_BYTES: usize = 128 << 20;
+/// A unit gets so long beyond its login timeout to be identified.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn on_shard<T, F>(main: impl FnOnce(Base) -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    probe::on_shard(|rt| {
+        main(Base {
+            rt,
+            pool: Pool::new(POOL_BYTES),
+        })
+    })
+}
+
+/// A device by its name.
+type Named = (String, Rc<dyn BlockDevice>);
+
+/// A volume's devices, open. Whoever opened them closes them.
+struct Legs(Vec<(String, Option<Leg>, Option<Failure>)>);
+
+impl Legs {
+    /// Opens all of them at once: one that does not answer costs its own login timeout, and nobody else's.
+    async fn open(base: &Base, config: &Config, volume: &Volume, create: bool) -> Legs {
+        let how = Opening {
+            create,
+            in_mirror: volume.legs.len() > 1,
+        };
+        let opening: Vec<_> = volume
+            .legs
+            .iter()
+            .map(|name| {
+                let (base, device) = (base.clone(), names::device(config, name).cloned());
+                let task = spawn_local(async move { open_leg(&base, &device?, how).await });
+                (name.clone(), task)
+            })
+            .collect();
+        let mut legs = Vec::new();
+        for (name, task) in opening {
+            let opened = task.await;
+            legs.push(
+                match opened.unwrap_or_else(|e| Err(Failure::problem(e.to_string()))) {
+                    Ok(leg) => (name, Some(leg), None),
+                    Err(failure) => (name, None, Some(failure)),
+                },
+            );
+        }
+        Legs(legs)
+    }
+
+    /// All of them, or why one is missing.
+    fn all(&self) -> Result<Vec<Named>, Failure> {
+        self.0
+            .iter()
+            .map(|(name, leg, failure)| match (leg, failure) {
+                (Some(leg), _) => Ok((name.clone(), leg.block())),
+                (None, Some(failure)) => Err(failure.clone()),
+                (None, None) => Err(Failure::problem(format!("device {name} is not there"))),
+            })
+            .collect()
+    }
+
+    fn present(&self) -> impl Iterator<Item = &Leg> {
+        self.0.iter().filter_map(|(_, leg, _)| leg.as_ref())
+    }
+
+    fn named(&self, name: &str) -> Option<&Leg> {
+        let mut legs = self.0.iter();
+        legs.find(|(known, ..)| known == name)?.1.as_ref()
+    }
+
+    fn failure(&self, name: &str) -> Option<&Failure> {
+        let mut legs = self.0.iter();
+        legs.find(|(known, ..)| known == name)?.2.as_ref()
+    }
+
+    fn inputs(&self) -> Vec<LegInput> {
+        let input = |(name, leg, _): &(String, Option<Leg>, Option<Failure>)| LegInput {
+            name: name.clone(),
+            device: leg.as_ref().map(Leg::block),
+        };
+        self.0.iter().map(input).collect()
+    }
+
+    async fn close(self) {
+        for (_, leg, _) in self.0 {
+            if let Some(leg) = leg {
+                leg.close().await;
+            }
+        }
+    }
+}
+
+async fn open_leg(
+    base: &Base,
+    device: &crate::config::Device,
+    how: Opening,
+) -> Result<Leg, Failure> {
+    let leg = Leg::open(base, device, how).await?;
+    let patience = match &device.kind {
+        DeviceKind::Iscsi(unit) => unit.iscsi.login_timeout + PATIENCE,
+        DeviceKind::Local(_) => PATIENCE,
+    };
+    match leg.ready(&base.rt, patience).await {
+        Ok(()) => Ok(leg),
+        Err(failure) => {
+            leg.close().await;
+            Err(failure)
+        }
+    }
+}
+
+/// Names the volume before what went wrong with it; texts of lower layers speak of VOLUME.
+fn about<'a, E: std::fmt::Display>(volume: &'a Volume) -> impl Fn(E) -> Failure + 'a {
+    |error| {
+        let text = error.to_string().replace("VOLUME", &volume.name);
+        Failure::problem(match text.contains(&volume.name) {
+            true => text,
+            false => format!("volume {}: {text}", volume.name),
+        })
+    }
+}
+
+/// The array of a volume that this command writes to, and that is ours when it returns.
+async fn open_array(
+    base: &Base,
+    config: &Config,
+    volume: &Volume,
+    legs: &Legs,
+    data_path: &DataPath,
+) -> Result<Rc<Array>, Failure> {
+    let witness: Rc<dyn Witness> = Rc::new(file_witness(data_path)?);
+    let found = survey(&legs.inputs(), &*witness, false).await;
+    let found = found.map_err(|e| refused(base, volume, &e))?;
+    fence_earlier(legs, &found);
+    let mut options = raid::Options::new(&volume.name);
+    let name = initiator_name(config, volume);
+    options.owner = Some(owner(data_path.node(), &name, legs.present()));
+    let (rt, pool) = (base.rt.clone(), base.pool.clone());
+    let array = assemble(rt, pool, witness, options, legs.inputs(), false).await;
+    let array = array.map_err(|e| refused(base, volume, &e))?;
+    array.begin_claiming().await.map_err(|e| {
+        Failure::problem(format!(
+            "volume {}: the claim cannot be written: {e}",
+            volume.name
+        ))
+    })?;
+    Ok(array)
+}
+
+/// The next fence of each leg ends the sessions recorded there, too.
+fn fence_earlier(legs: &Legs, found: &Survey) {
+    for (name, member) in found.members.iter().flatten() {
+        if let (Some(leg), Some(claim)) = (legs.named(name), &member.claim) {
+            fence_recorded(leg, claim);
+        }
+    }
+}
+
+/// The array of a volume that is only looked at.
+async fn view_array(
+    base: &Base,
+    volume: &Volume,
+    legs: &Legs,
+    data_path: &DataPath,
+) -> Result<Rc<Array>, Failure> {
+    let witness = Rc::new(Onlooker(Some(file_witness(data_path)?)));
+    let options = raid::Options::new(&volume.name);
+    let (rt, pool) = (base.rt.clone(), base.pool.clone());
+    let array = assemble(rt, pool, witness, options, legs.inputs(), false).await;
+    array.map_err(|e| refused(base, volume, &e))
+}
+
+fn refused(base: &Base, volume: &Volume, error: &AssembleError) -> Failure {
+    match error {
+        AssembleError::Claimed {
+            device,
+            node,
+            initiator_name,
+            time,
+        } => {
+            let claim = raid::claim::Claim {
+                array: Uuid::default(),
+                owner: raid::claim::Owner {
+                    node: *node,
+                    initiator_name: initiator_name.clone(),
+                    isids: Vec::new(),
+                },
+                counter: 0,
+                time: *time,
+            };
+            Failure::problem(format!(
+                "volume {}: {device} is claimed by {}; `antler volume claim {} --take` takes it over",
+                volume.name,
+                in_words(&claim, base.rt.wall()),
+                volume.name
+            ))
+        }
+        other => about(volume)(other),
+    }
+}
+
+fn lock(config: &Config, volume: &str, rt: &Rt) -> Result<DataPath, Failure> {
+    DataPath::lock(&config.chunkserver.data_path, Uuid::random(rt))
+        .map_err(|e| Failure::problem(format!("volume {volume}: {e}")))
+}
+
+fn file_witness(data_path: &DataPath) -> Result<FileWitness, Failure> {
+    FileWitness::new(data_path.directory()).map_err(|e| {
+        Failure::problem(format!(
+            "data_path {}: {e}",
+            data_path.directory().display()
+        ))
+    })
+}
+
+/// Reads what the witness knows, and writes nothing: for commands that look.
+struct Onlooker(Option<FileWitness>);
+
+impl Witness for Onlooker {
+    fn record(
+        &self,
+        _record: WitnessRecord,
+    ) -> blockdev::LocalFuture<Result<(), raid::witness::WitnessError>> {
+        Box::pin(async {
+            Err(raid::witness::WitnessError(
+                "opened to look only".to_owned(),
+            ))
+        })
+    }
+
+    fn read(
+        &self,
+        array: Uuid,
+    ) -> blockdev::LocalFuture<Result<Option<WitnessRecord>, raid::witness::WitnessError>> {
+        match &self.0 {
+            Some(files) => files.read(array),
+            None => NoWitness.read(array),
+        }
+    }
+}
+
+/// How a command opens the store: it needs no large cache, and reads what it means to read.
+fn store_options(volume: &Volume) -> chunk_store::Options {
+    chunk_store::Options {
+        name: volume.name.clone(),
+        cache_bytes: 8 << 20,
+        read_ahead_bytes: 0,
+        ..chunk_store::Options::default()
+    }
+}
+
+/// One line on standard error that grows, for a person; silence for a pipe.
+struct Progress {
+    name: String,
+    shown: Option<u64>,
+}
+
+impl Progress {
+    fn new(name: &str) -> Progress {
+        Progress {
+            name: name.to_owned(),
+            shown: None,
+        }
+    }
+
+    fn show(&mut self, done: u64, total: u64) {
+        use std::io::IsTerminal;
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        if std::io::stderr().is_terminal() && self.shown != Some(percent) {
+            eprint!("\rvolume {}: making the legs equal, {percent} %", self.name);
+            self.shown = Some(percent);
+        }
+    }
+
+    fn end(&self) {
+        if self.shown.is_some() {
+            eprintln!();
+        }
+    }
+}

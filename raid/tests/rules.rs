@@ -75,6 +75,22 @@ fn the_superblock_goes_clean_within_five_seconds_and_at_stop() {
 }
 
 #[test]
+fn raid_ack_all_legs() {
+    let bench = Bench::new(32);
+    let array = bench.running();
+    bench.write(&array, 80, 1).expect("written");
+    for slow in 0..2 {
+        bench.legs[slow].latency_us.set(100_000);
+        bench.write(&array, 80, 2 + slow as u8).expect("written");
+        for leg in 0..2 {
+            assert_eq!(bench.on_leg(leg, 80), 2 + slow as u8, "acknowledged without leg {leg}");
+        }
+        bench.legs[slow].latency_us.set(1000);
+    }
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+}
+
+#[test]
 fn raid_witness_and_record_come_before_the_acknowledgement() {
     let bench = Bench::new(4);
     let array = bench.running();
@@ -119,7 +135,7 @@ fn both_late_is_a_wait() {
 }
 
 #[test]
-fn a_late_leg_is_readded_by_bitmap_after_a_fence() {
+fn raid_readd_fenced_a_late_leg_is_readded_by_bitmap_after_a_fence() {
     let bench = Bench::new(6);
     let array = bench.running();
     bench.write(&array, 8, 1).expect("written");

@@ -23,6 +23,7 @@ pub mod layout;
 mod notify;
 pub mod probe;
 pub mod record;
+mod several;
 pub mod superblock;
 mod uuid;
 mod window;

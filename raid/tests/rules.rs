@@ -538,7 +538,7 @@ fn a_rebuild_goes_on_after_a_restart() {
         .world
         .block_on(async move { again.replace("sto2", "sto2", device, true, false).await })
         .expect("begun");
-    bench.run(5000);
+    bench.run(1500);
     assert_eq!(bench.states(&array), ["in-sync", "rebuilding"]);
     assert!(bench.superblock(1).expect("superblock").is_recovering());
     bench.crash(array);
@@ -554,6 +554,46 @@ fn a_rebuild_goes_on_after_a_restart() {
     assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
     assert_eq!((bench.on_leg(1, 8), bench.on_leg(1, 262_152)), (7, 6));
     assert!(!bench.superblock(1).expect("superblock").is_recovering());
+}
+
+#[test]
+fn a_rebuild_outlives_slow_answers_of_its_leg() {
+    let bench = Bench::new(33);
+    let array = bench.running();
+    for chunk in 0..3 {
+        bench
+            .write(&array, chunk * 131_072 + 8, 6)
+            .expect("written");
+    }
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 7).expect("degraded");
+    bench.run(1000);
+    bench.legs[1].down.set(false);
+    bench.legs[1].latency_us.set(300_000);
+    let began = bench.world.now();
+    while bench.states(&array)[1] != "rebuilding" {
+        bench.run(100);
+        assert!(bench.world.now().since(began) < Duration::from_secs(60));
+    }
+    for n in 0..10 {
+        let began = bench.world.now();
+        // Far from where the copy is.
+        bench.write(&array, 300_000 + n * 8, 8).expect("written");
+        let took = bench.world.now().since(began);
+        assert!(
+            took < Duration::from_millis(50),
+            "the leg being rebuilt held a write back: {took:?}"
+        );
+        assert_eq!(
+            bench.states(&array)[1],
+            "rebuilding",
+            "thrown out for being slow"
+        );
+    }
+    bench.legs[1].latency_us.set(1000);
+    bench.run(10_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!((bench.on_leg(1, 8), bench.on_leg(1, 300_000)), (7, 8));
 }
 
 #[test]

@@ -31,7 +31,7 @@ impl Array {
             let Some(since) = self.oldest_pending(leg) else {
                 continue;
             };
-            let due = since + self.options.late_after;
+            let due = since + self.patience_with(leg);
             if due > now {
                 next = next.min(due);
             } else {
@@ -44,6 +44,22 @@ impl Array {
         if next != Instant::FAR {
             self.arm_tick(next);
         }
+    }
+
+    /// How long a write may be unanswered. No acknowledgement waits for a leg that is being rebuilt,
+    /// and throwing it out begins the rebuild anew.
+    fn patience_with(&self, leg: &Leg) -> Duration {
+        match leg.state() {
+            LegState::Rebuilding => self.options.rebuild_patience,
+            _ => self.options.late_after,
+        }
+    }
+
+    /// Whether `leg` owes a write for so long that it would soon be late.
+    pub(super) fn is_behind(&self, leg: &Leg) -> bool {
+        let limit = self.options.late_after / 2;
+        self.oldest_pending(leg)
+            .is_some_and(|since| self.rt.now().since(since) > limit)
     }
 
     /// A write that `leg` owes since `since` is too old.

@@ -66,6 +66,8 @@ pub struct Options {
     pub volume: String,
     /// A write unanswered for so long makes its leg late (P5).
     pub late_after: Duration,
+    /// The same for a leg that is being rebuilt, for which no acknowledgement waits.
+    pub rebuild_patience: Duration,
     /// A read unanswered for so long is tried on the other leg too.
     pub hedge_after: Duration,
     /// Payload bytes kept per leg until flushed; 0 keeps none (`durability = "cache"`).
@@ -94,6 +96,7 @@ impl Options {
         Options {
             volume: volume.to_owned(),
             late_after: Duration::from_millis(200),
+            rebuild_patience: Duration::from_secs(5),
             hedge_after: Duration::from_millis(100),
             window_bytes: 64 << 20,
             idle_after: Duration::from_secs(3),

@@ -9,10 +9,12 @@
 use super::snapshot::{LastSync, SyncSnapshot};
 use super::{Array, Leg, LegState, Why};
 use crate::probe::{read_superblock, MemberError};
+use crate::several::Several;
 use blockdev::{
     mutation, Allocation, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector, Verdict,
     SECTOR_BYTES,
 };
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -49,6 +51,10 @@ impl Progress {
 
 const UNIT_SECTORS: u64 = 2048;
 const UNIT_SECTORS_BUSY: u64 = 256;
+/// Units in flight while nobody else wants the legs.
+const UNITS_AT_ONCE: usize = 8;
+/// Unused space up to this length between two used ranges is copied with them.
+const GAP_SECTORS: u64 = 64;
 const GRANULE_SECTORS: u64 = 8;
 const GRANULE_BYTES: usize = 4096;
 /// A rebuild notes how far it is after so many copied sectors.
@@ -215,12 +221,7 @@ impl Array {
     ) -> Result<(), IoError> {
         let mut since_note = 0;
         for chunk in todo {
-            let mut at = chunk.start;
-            while let Some(used) = self.next_used(at, &chunk).await {
-                at = used.end;
-                since_note += used.end.0 - used.start.0;
-                self.copy_range(leg, survivor, used).await?;
-            }
+            since_note += self.copy_chunk(leg, survivor, &chunk).await?;
             self.advance(chunk.end.0 - chunk.start.0);
             let rebuilt_to = leg.rebuilt_to.get().map(|to| to.max(chunk.end.0));
             let is_next = leg.rebuilt_to.get().is_some_and(|to| chunk.start.0 <= to);
@@ -253,6 +254,76 @@ impl Array {
         self.allocation.borrow().as_ref()?.upgrade()
     }
 
+    /// Copies what must be of one chunk; returns how many sectors that were.
+    async fn copy_chunk(
+        &self,
+        leg: &Leg,
+        survivor: &Leg,
+        chunk: &Range<Sector>,
+    ) -> Result<u64, IoError> {
+        let mut units = Several::new();
+        let (mut at, mut copied) = (chunk.start, 0);
+        let mut room = Ok(());
+        while room.is_ok() {
+            let Some(unit) = self.next_unit(at, chunk).await else {
+                break;
+            };
+            at = unit.end;
+            let sectors = unit.end.0 - unit.start.0;
+            copied += sectors;
+            units.push(self.paced(async move {
+                self.copy_unit(leg, survivor, unit).await?;
+                self.count_copied(sectors * SECTOR_BYTES);
+                Ok(())
+            }));
+            room = units.below(self.units_at_once()).await;
+        }
+        // A copy under way must not outlive its lock.
+        let rest = units.finish().await;
+        room.and(rest).map(|()| copied)
+    }
+
+    /// One unit: not when the array stops, and as long idle as at work while others wait.
+    async fn paced(&self, unit: impl Future<Output = Result<(), IoError>>) -> Result<(), IoError> {
+        self.may_copy()?;
+        let busy = self.is_busy();
+        let began = self.rt.now();
+        unit.await?;
+        if busy {
+            self.rt.sleep(self.rt.now().since(began)).await;
+        }
+        Ok(())
+    }
+
+    fn units_at_once(&self) -> usize {
+        match self.is_busy() {
+            true => 1,
+            false => UNITS_AT_ONCE,
+        }
+    }
+
+    fn unit_sectors(&self) -> u64 {
+        match self.is_busy() {
+            true => UNIT_SECTORS_BUSY,
+            false => UNIT_SECTORS,
+        }
+    }
+
+    /// The first unit of `within` from `at` on that must be copied. Small gaps are copied too: an
+    /// answer costs more than their bytes.
+    async fn next_unit(&self, at: Sector, within: &Range<Sector>) -> Option<Range<Sector>> {
+        let limit = self.unit_sectors();
+        let mut unit = self.next_used(at, within).await?;
+        while unit.end.0 - unit.start.0 < limit {
+            match self.next_used(unit.end, within).await {
+                Some(more) if more.start.0 - unit.end.0 <= GAP_SECTORS => unit.end = more.end,
+                _ => break,
+            }
+        }
+        unit.end = unit.end.min(Sector(unit.start.0 + limit));
+        Some(unit)
+    }
+
     /// The first part of `within` from `at` on that must be copied.
     async fn next_used(&self, at: Sector, within: &Range<Sector>) -> Option<Range<Sector>> {
         if at >= within.end {
@@ -272,34 +343,6 @@ impl Array {
             .min(within.end.0);
         let start = start.max(at.0);
         (start < end).then_some(Sector(start)..Sector(end))
-    }
-
-    async fn copy_range(
-        &self,
-        leg: &Leg,
-        survivor: &Leg,
-        range: Range<Sector>,
-    ) -> Result<(), IoError> {
-        let mut at = range.start.0;
-        while at < range.end.0 {
-            self.may_copy()?;
-            let busy = self.is_busy();
-            let unit = if busy {
-                UNIT_SECTORS_BUSY
-            } else {
-                UNIT_SECTORS
-            };
-            let end = (at + unit).min(range.end.0);
-            let began = self.rt.now();
-            self.copy_unit(leg, survivor, Sector(at)..Sector(end))
-                .await?;
-            self.count_copied((end - at) * SECTOR_BYTES);
-            at = end;
-            if busy {
-                self.rt.sleep(self.rt.now().since(began)).await;
-            }
-        }
-        Ok(())
     }
 
     fn is_busy(&self) -> bool {
@@ -368,7 +411,7 @@ impl Array {
 
     async fn put(&self, leg: &Leg, range: Range<Sector>, data: IoVec) -> Result<(), IoError> {
         self.changed
-            .until(|| !leg.restoring.get() && self.has_room(data.len() as u64))
+            .until(|| !leg.restoring.get() && self.has_room_for_copy(data.len() as u64))
             .await;
         self.write_leg(leg.index, range, data, Array::read_ctx())
             .await
@@ -422,6 +465,10 @@ impl Array {
 
     /// The leg has everything: from now on its answers count, and both superblocks say so.
     async fn join_in(&self, leg: &Leg, survivor: &Leg) -> Result<(), IoError> {
+        // From here on it is judged like a leg in sync.
+        self.changed
+            .until(|| leg.state() != LegState::Rebuilding || !self.is_behind(leg))
+            .await;
         leg.set_state(LegState::Joining);
         self.stir();
         self.changed
@@ -524,24 +571,17 @@ impl Array {
     async fn equalise(&self, range: &Range<Sector>) -> Result<(), IoError> {
         // A crash in the middle must find the bits set.
         self.set_bits(range.clone()).await?;
+        let mut units = Several::new();
         let mut at = range.start.0;
-        while at < range.end.0 {
-            self.may_copy()?;
-            let busy = self.is_busy();
-            let unit = if busy {
-                UNIT_SECTORS_BUSY
-            } else {
-                UNIT_SECTORS
-            };
-            let end = (at + unit).min(range.end.0);
-            let began = self.rt.now();
-            self.equalise_unit(Sector(at)..Sector(end)).await?;
+        let mut room = Ok(());
+        while room.is_ok() && at < range.end.0 {
+            let end = (at + self.unit_sectors()).min(range.end.0);
+            units.push(self.paced(self.equalise_unit(Sector(at)..Sector(end))));
             at = end;
-            if busy {
-                self.rt.sleep(self.rt.now().since(began)).await;
-            }
+            room = units.below(self.units_at_once()).await;
         }
-        Ok(())
+        let rest = units.finish().await;
+        room.and(rest)
     }
 
     async fn equalise_unit(&self, range: Range<Sector>) -> Result<(), IoError> {

@@ -219,7 +219,16 @@ impl Array {
 
     /// Whether every leg's window takes `bytes` more; a flush is begun where not.
     pub(super) fn has_room(&self, bytes: u64) -> bool {
-        let limit = self.options.window_bytes;
+        self.has_room_below(self.options.window_bytes, bytes)
+    }
+
+    /// The same for a copy, which leaves most of the window to the foreground; what it flushes at
+    /// once stays small, so that a unit that answers nothing during a flush is silent briefly.
+    pub(super) fn has_room_for_copy(&self, bytes: u64) -> bool {
+        self.has_room_below(self.options.window_bytes / 4, bytes)
+    }
+
+    fn has_room_below(&self, limit: u64, bytes: u64) -> bool {
         let full = |leg: &Leg| {
             let used = leg.window.borrow().bytes() + leg.reserved_bytes.get();
             used > 0 && used + bytes > limit && leg.takes_writes() && leg.has_cache()

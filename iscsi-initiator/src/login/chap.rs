@@ -120,6 +120,7 @@ impl ChapConfig {
     /// there admits any. MD5 is added to the offer if it is not in it (RFC 7143 §12.1.3).
     ///
     /// Equal secrets both ways are refused: either side could then answer with the other's hash.
+    /// Short ones are warned of.
     pub fn new(
         user: &str,
         secret: Secret,
@@ -133,12 +134,27 @@ impl ChapConfig {
         if !algorithms.contains(&Algorithm::Md5) {
             algorithms.push(Algorithm::Md5);
         }
-        Ok(ChapConfig {
+        let config = ChapConfig {
             user: user.to_owned(),
             secret,
             target,
             algorithms,
-        })
+        };
+        for whose in config.short_secrets() {
+            tracing::warn!(
+                whose,
+                "CHAP secret of less than {SECRET_BYTES_WARN} bytes can be guessed (RFC 7143 section 9.2.1)"
+            );
+        }
+        Ok(config)
+    }
+
+    /// Whose secrets are shorter than RFC 7143 §9.2.1 wants: `initiator`, `target`.
+    pub fn short_secrets(&self) -> Vec<&'static str> {
+        let own = self.secret.is_short().then_some("initiator");
+        let target = self.target.as_ref();
+        let target = target.and_then(|(_, secret)| secret.is_short().then_some("target"));
+        own.into_iter().chain(target).collect()
     }
 
     /// The same without SHA-256: tgt takes its number 7 for SHA-1.
@@ -382,8 +398,34 @@ mod tests {
         sent(step.expect("challenge"))
     }
 
+    /// Proves to be the target with this secret, in hex or base64.
+    fn prove(with: &str, encode: impl Fn(&[u8]) -> String) -> Result<bool, ChapError> {
+        let mut client = client(Some("target-secret"));
+        let answer = exchange(&mut client, "0x010203");
+        let id: u8 = answer[2].1.parse().expect("id");
+        let own = parse_binary(&answer[3].1, 1024).expect("challenge");
+        let proof = encode(&Algorithm::Md5.response(id, &secret(with), &own));
+        client
+            .step(&[("CHAP_N", "target"), ("CHAP_R", &proof)])
+            .map(|step| step.is_last)
+    }
+
+    fn base64_item(bytes: &[u8]) -> String {
+        const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let digits = bytes.chunks(3).flat_map(|three| {
+            let mut word = [0; 3];
+            word[..three.len()].copy_from_slice(three);
+            let word = u32::from_be_bytes([0, word[0], word[1], word[2]]);
+            (0..4).map(move |at| match at <= three.len() {
+                true => char::from(DIGITS[(word >> (18 - 6 * at)) as usize & 63]),
+                false => '=',
+            })
+        });
+        "0b".chars().chain(digits).collect()
+    }
+
     #[test]
-    fn one_way_with_hex_and_base64() {
+    fn chap_hex_and_base64_both_ways() {
         for challenge in ["0x010203", "0bAQID"] {
             let mut client = client(None);
             let answer = exchange(&mut client, challenge);
@@ -391,23 +433,41 @@ mod tests {
             assert_eq!(answer[1], ("CHAP_R".to_owned(), hex_item(&wanted)));
             assert!(client.step(&[]).expect("done").is_last && client.is_authenticated());
         }
+        assert_eq!(prove("target-secret", hex_item), Ok(true));
+        assert_eq!(prove("target-secret", base64_item), Ok(true));
     }
 
     #[test]
-    fn mutual_accepts_the_right_answer_alone() {
-        let prove = |with: &str| {
-            let mut client = client(Some("target-secret"));
-            let answer = exchange(&mut client, "0x010203");
-            let id: u8 = answer[2].1.parse().expect("id");
-            let own = parse_binary(&answer[3].1, 1024).expect("challenge");
-            let proof = hex_item(&Algorithm::Md5.response(id, &secret(with), &own));
-            client
-                .step(&[("CHAP_N", "target"), ("CHAP_R", &proof)])
-                .map(|step| step.is_last)
+    fn chap_wrong_target_response_closes() {
+        assert_eq!(prove("wrong", hex_item), Err(ChapError::Impostor));
+        assert_eq!(
+            prove("target-secret", |_| "0x00".to_owned()),
+            Err(ChapError::Impostor)
+        );
+        assert_eq!(
+            prove("target-secret", |_| "nonsense".to_owned()),
+            Err(ChapError::Bad("CHAP_R"))
+        );
+    }
+
+    #[test]
+    fn chap_reflected_response_closes() {
+        assert_eq!(
+            prove("initiator-secret", hex_item),
+            Err(ChapError::Reflected)
+        );
+    }
+
+    #[test]
+    fn chap_short_secret_warned() {
+        let short = |own: &str, target: Option<&str>| {
+            let target = target.map(|text| ("t".to_owned(), secret(text)));
+            let config = ChapConfig::new("u", secret(own), target, &[]);
+            config.expect("allowed all the same").short_secrets()
         };
-        assert_eq!(prove("target-secret"), Ok(true));
-        assert_eq!(prove("wrong"), Err(ChapError::Impostor));
-        assert_eq!(prove("initiator-secret"), Err(ChapError::Reflected));
+        assert_eq!(short("elevenbytes", Some("x")), ["initiator", "target"]);
+        assert!(short("twelve bytes", Some("twelve bytes too")).is_empty());
+        assert_eq!(short("1", None), ["initiator"]);
     }
 
     #[test]

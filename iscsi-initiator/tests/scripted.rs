@@ -1,6 +1,6 @@
 //! The whole initiator on real sockets against a target that does what a script says.
 
-mod target;
+mod script;
 
 use blockdev::driver::run_shard;
 use blockdev::path::{Command, CommandError, Control, ControlError, LoginAs, LoginError};
@@ -16,6 +16,9 @@ use iscsi_initiator::name::Portal;
 use iscsi_initiator::path::{IscsiPort, IscsiSession, PortConfig};
 use iscsi_initiator::session::Outcome;
 use iscsi_initiator::tcp::TcpNet;
+use script::disk::PowerCut;
+use script::wire::Pdu;
+use script::{Counts, End, Settings, Target};
 use std::cell::Cell;
 use std::future::{poll_fn, Future};
 use std::net::SocketAddr;
@@ -23,9 +26,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use target::disk::PowerCut;
-use target::wire::Pdu;
-use target::{Counts, End, Settings, Target};
 
 /// Far more than anything here takes: only a hang reaches it.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -87,12 +87,14 @@ impl Store {
                 match self.step() {
                     Step::Cut(cut) => break cut,
                     Step::Load(missing) => self.load(missing).await?,
+                    // What is free may still be written to by an unanswered write.
+                    Step::Full if self.is_running() => self.await_space().await,
                     Step::Full => return Err(ChunkError::NoSpace),
                 }
             }
         };
         let seq = cut.seq;
-        self.write_pages(&cut.writes).await?;
+        self.until_space(|| self.write_pages(&cut.writes)).await?;
         if !closing {
             self.answered.wait(seq).await?;
         }
@@ -120,7 +122,8 @@ impl Store {
             change(&mut superblock);
             superblock
         };
-        self.write_superblock(&superblock).await?;
+        self.until_space(|| self.write_superblock(&superblock))
+            .await?;
         self.flush().await?;
         let tainted = self.tainted();
         let mut core = self.core.borrow_mut();
@@ -132,6 +135,24 @@ impl Store {
         core.journal.release(seq);
         core.alloc.release_checkpointed(seq, &tainted);
         Ok(())
+    }
+
+    fn is_running(&self) -> bool {
+        *self.life.borrow() == Life::Running
+    }
+
+    /// The same writes again while a thin unit has no space for them. A start or a stop does not
+    /// wait for space.
+    async fn until_space<F>(&self, write: impl Fn() -> F) -> Result<(), ChunkError>
+    where
+        F: std::future::Future<Output = Result<(), ChunkError>>,
+    {
+        loop {
+            match write().await {
+                Err(ChunkError::NoSpace) if self.is_running() => self.await_space().await,
+                other => return other,
+            }
+        }
     }
 
     /// Makes the cut, if nothing is missing for it.

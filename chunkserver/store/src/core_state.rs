@@ -24,6 +24,9 @@ pub(crate) struct Core {
     pub(crate) journal: Journal,
 }
 
+/// Units of the reserve that cutting a chunk may use while a volume is full.
+const RESERVE_SLACK: u64 = 112;
+
 /// Blocks of `length` bytes.
 pub(crate) fn blocks_of(length: u32) -> u16 {
     length.div_ceil(BLOCK_BYTES) as u16
@@ -370,22 +373,47 @@ impl Core {
         }
     }
 
-    /// Units that a checkpoint of what is changed now needs at most.
-    pub(crate) fn checkpoint_units(&self) -> u64 {
-        let maps = self.maps.pages.dirty_len();
-        // Each changed map page may bring a root page and a page made from a slot; each of these
-        // and each one replaced may change an alloc page and a directory page.
+    /// Units of both trees if each of their pages is written anew, and a page more.
+    fn tree_units(&self) -> u64 {
         let regions = self.alloc.regions() as usize;
-        let alloc = (self.alloc.pages.dirty_len() + 6 * maps + 4).min(regions);
-        let pages = self.dir.page_count();
-        let dir = (self.dir.dirty_len() + maps).min(pages);
+        let pages = self.dir.page_count() + 1;
         let trees =
-            self.alloc.tree.plan_units(alloc, regions) + self.dir_tree.plan_units(dir, pages);
-        (3 * maps + trees + 4) as u64
+            self.alloc.tree.plan_units(regions, regions) + self.dir_tree.plan_units(pages, pages);
+        trees as u64
     }
 
-    /// Units kept from writers: for the checkpoint and for the closing of the next start.
+    /// Units that a checkpoint of what is changed now needs at most. Roots of changed maps are
+    /// present.
+    pub(crate) fn checkpoint_units(&self) -> u64 {
+        let slots = self.maps.dirty_slots();
+        let filled = |slot: u32, page: &u8| {
+            let map = self.maps.pages.get((slot, *page));
+            map.is_some_and(|map| map.ptrs().next().is_some())
+        };
+        // A root each, and the page that is made when a chunk outgrows its slot.
+        let pages: usize = slots
+            .iter()
+            .map(|(slot, pages)| 2 + pages.iter().filter(|page| filled(*slot, page)).count())
+            .sum();
+        let replaced: usize = slots.iter().map(|(_, pages)| pages.len() + 1).sum();
+        let regions = self.alloc.regions() as usize;
+        let alloc = (self.alloc.pages.dirty_len() + pages + replaced).min(regions);
+        let dir = (self.dir.dirty_len() + slots.len()).min(self.dir.page_count());
+        let trees = self.alloc.tree.plan_units(alloc, regions)
+            + self.dir_tree.plan_units(dir, self.dir.page_count());
+        (pages + trees) as u64
+    }
+
+    /// Units kept from writers, so that a checkpoint, and the closing of the next start, always find
+    /// theirs: the trees as a whole, since any delete may change any page of theirs, and what a
+    /// changed map may need. What a checkpoint takes it gives back when it is durable, except for
+    /// pages that were not there before, and these a writer was charged with when it made them.
     pub(crate) fn reserve(&self) -> u64 {
-        2 * self.checkpoint_units() + 32
+        self.least_free() + RESERVE_SLACK
+    }
+
+    /// The same for operations that come to need less: they may use the slack.
+    pub(crate) fn least_free(&self) -> u64 {
+        self.tree_units() + 6 * self.maps.pages.dirty_len() as u64 + 16
     }
 }

@@ -68,6 +68,7 @@ pub async fn format(
         .map(|i| SLOTS_PER_END + i * u64::from(segment_units))
         .collect();
     let superblock = Superblock {
+        compat: 0,
         ro_compat: 0,
         uuid: params.uuid,
         secret: params.secret,

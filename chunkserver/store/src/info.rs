@@ -2,7 +2,7 @@
 
 use crate::medium::Medium;
 use crate::open::{newest_superblock, OpenError};
-use crate::store::Store;
+use crate::store::{Life, Store};
 use blockdev::{Mirror, Pool};
 use chunk_api::ChunkError;
 use std::rc::Rc;
@@ -110,7 +110,8 @@ impl Store {
             let core = self.core.borrow();
             let sb = &core.superblock;
             let name = self.options.name.clone();
-            if sb.metaid == metaid && (csid == 0 || sb.csid == csid) {
+            let keeps = csid == 0 || sb.csid == csid || *self.life.borrow() == Life::ReadOnly;
+            if sb.metaid == metaid && keeps {
                 self.note_registration(core.dir.live().chunks);
                 return Ok(());
             }

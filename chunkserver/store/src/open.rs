@@ -376,14 +376,33 @@ impl Store {
 
     /// Opens a volume: replays what the last run left, fences its sessions, brings every leg to
     /// the state found, begins a new run. `Ok`: ready to serve; every acknowledged change is there,
-    /// and durable.
+    /// and durable. A volume with features that forbid this release to write is replayed in memory
+    /// alone, and every change is refused.
     pub async fn open(
         mirror: Rc<dyn Mirror>,
         rt: Rt,
         pool: Pool,
         options: Options,
     ) -> Result<Rc<Store>, OpenError> {
-        Self::open_with(mirror, rt, pool, options, false).await
+        let tried = Self::open_with(
+            mirror.clone(),
+            rt.clone(),
+            pool.clone(),
+            options.clone(),
+            false,
+        );
+        match tried.await {
+            Err(OpenError::ReadOnly(bits)) => {
+                tracing::warn!(
+                    volume = %options.name,
+                    "feature bits {bits:#x} are unknown: this release serves the volume read-only"
+                );
+                let (store, _) = Self::load_volume(mirror, rt, pool, options, false).await?;
+                *store.life.borrow_mut() = Life::ReadOnly;
+                Ok(store)
+            }
+            other => other,
+        }
     }
 
     pub(crate) async fn open_with(
@@ -503,6 +522,10 @@ impl Store {
         &self,
         change: impl Fn(&mut Superblock),
     ) -> Result<(), ChunkError> {
+        if *self.life.borrow() == Life::ReadOnly {
+            *self.life.borrow_mut() = Life::Closed;
+            return Ok(());
+        }
         self.writable()?;
         *self.life.borrow_mut() = Life::Stopping;
         let last = self.core.borrow().journal.last_seq();

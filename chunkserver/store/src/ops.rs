@@ -9,7 +9,7 @@ use crate::news::News;
 use crate::options::Durability;
 use crate::stale::Deletion;
 use crate::store::{Life, Store};
-use crate::write::{Granule, Submitted};
+use crate::write::{Granule, Need, Submitted};
 use blockdev::IoVec;
 use chunk_api::crc::crc32;
 use chunk_api::{
@@ -40,9 +40,9 @@ impl Store {
         version: ChunkVersion,
         replica: bool,
     ) -> Result<(u32, u64), ChunkError> {
-        self.writable()?;
-        self.room().await?;
-        self.writable()?;
+        // Nothing is taken now; the directory may grow by a page.
+        self.reserve_units(Need::with_pages(0, 1), |_| Vec::new())
+            .await?;
         let slot = {
             let core = self.core.borrow();
             if core.dir.find(id.0).is_some() {
@@ -207,6 +207,7 @@ impl Store {
         edge: Option<(u32, Granule)>,
         source: u32,
         owner: impl Fn() -> u32,
+        need: Need,
         record: impl Fn(u32, Ptr) -> Record,
     ) -> Result<Submitted, ChunkError> {
         let _hold = self.hold();
@@ -225,9 +226,8 @@ impl Store {
                 _ => missing,
             }
         };
-        let units = self
-            .reserve_units(usize::from(data.is_some()), missing)
-            .await?;
+        let wanted = usize::from(data.is_some());
+        let units = self.reserve_units(Need { wanted, ..need }, missing).await?;
         let refused = Rc::new(Cell::new(false));
         let slot = owner();
         let mut writes = Vec::new();
@@ -282,7 +282,9 @@ impl Store {
             length,
             edge,
         };
-        let submitted = self.append_with_edge(edge, slot, || slot, record).await?;
+        let submitted = self
+            .append_with_edge(edge, slot, || slot, Need::shrink(0), record)
+            .await?;
         drop(place);
         self.finish_change(submitted).await
     }
@@ -334,7 +336,14 @@ impl Store {
             edge,
         };
         let vacant = || self.core.borrow().dir.vacant();
-        let submitted = self.append_with_edge(edge, source, vacant, record).await?;
+        let pages = {
+            let core = self.core.borrow();
+            core.maps.present(&core.dir, source).len()
+        };
+        let need = Need::with_pages(0, pages + 1);
+        let submitted = self
+            .append_with_edge(edge, source, vacant, need, record)
+            .await?;
         drop(place);
         self.finish_change(submitted).await
     }

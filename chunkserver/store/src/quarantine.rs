@@ -7,6 +7,7 @@ use crate::journal::record::Record;
 use crate::layout::UNIT_BYTES;
 use crate::news::News;
 use crate::store::Store;
+use crate::write::Need;
 use chunk_api::{ChunkError, ChunkId, ChunkVersion, Report};
 
 /// A deleted chunk that is held back.
@@ -180,10 +181,10 @@ impl Store {
         all.find(|&(_, number)| core.dir.get(number).flags & FLAG_HARD == 0)
     }
 
-    /// Makes `wanted` units free for a writer: oldest deletions go first, and what was given up
-    /// is made durable. [`ChunkError::NoSpace`] if there is nothing left to give.
-    pub(crate) async fn make_space(&self, wanted: u64) -> Result<(), ChunkError> {
-        let enough = |core: &Core| core.alloc.free() >= core.reserve() + wanted;
+    /// Makes units free for an operation: oldest deletions go first, and what was given up is
+    /// made durable. [`ChunkError::NoSpace`] if there is nothing left to give.
+    pub(crate) async fn make_space(&self, need: Need) -> Result<(), ChunkError> {
+        let enough = |core: &Core| need.is_met(core);
         let mut last = 0;
         loop {
             let (has_enough, pending) = {
@@ -193,7 +194,7 @@ impl Store {
             if has_enough {
                 return Ok(());
             }
-            if pending < wanted {
+            if pending <= need.wanted as u64 {
                 if let Some((_, slot)) = self.oldest_soft() {
                     match self.purge_slot(slot).await {
                         Ok(seq) => last = seq,
@@ -215,7 +216,9 @@ impl Store {
             if enough(&core) {
                 return Ok(());
             }
-            let stuck = core.alloc.free() <= before && core.dir.held().chunks == 0;
+            // Another checkpoint gives back what it holds now.
+            let waits = self.checkpoints_begun.get() != self.checkpoints.get();
+            let stuck = !waits && core.alloc.free() <= before && core.dir.held().chunks == 0;
             if stuck {
                 return Err(ChunkError::NoSpace);
             }

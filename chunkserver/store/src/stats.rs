@@ -104,6 +104,8 @@ pub struct Stats {
     pub name: String,
     /// Why nothing is written any more; `None` while all is well.
     pub failed: Option<String>,
+    /// Served, but never written: a newer release has used it.
+    pub read_only: bool,
     /// Size of the volume in bytes.
     pub size_bytes: u64,
     /// Bytes that count as used.

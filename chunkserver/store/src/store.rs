@@ -21,7 +21,7 @@ use crate::stale::StaleWatch;
 use crate::stats::{Counted, Counters, Stats};
 use crate::streams::Streams;
 use blockdev::{
-    Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
+    Buf, Instant, IoCtx, IoError, IoResult, IoVec, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
 };
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
@@ -47,6 +47,8 @@ pub(crate) enum Life {
     /// Being opened, or a read-only view.
     Closed,
     Running,
+    /// Served, but never written: it has features that this release does not know.
+    ReadOnly,
     Stopping,
     Failed(String),
 }
@@ -78,6 +80,9 @@ pub struct Store {
     cached: Cell<u64>,
     /// The device has a volatile cache and refuses to flush it.
     flush_refused: Cell<bool>,
+    /// Writes of the journal and of the checkpoint that a device refused for want of space, and
+    /// that are to be sent again.
+    starved: Cell<u32>,
     flush_wanted: Cell<u64>,
     flushing: Cell<bool>,
     /// When the oldest answered change that is not durable was answered.
@@ -132,6 +137,7 @@ impl Store {
             counters: Counters::default(),
             cached: Cell::new(0),
             flush_refused: Cell::new(false),
+            starved: Cell::new(0),
             flush_wanted: Cell::new(0),
             flushing: Cell::new(false),
             unflushed_since: Cell::new(None),
@@ -193,6 +199,7 @@ impl Store {
         match &*self.life.borrow() {
             Life::Running => Ok(()),
             Life::Closed => Err(ChunkError::NotDone("volume is not open for writing")),
+            Life::ReadOnly => Err(ChunkError::NotDone("volume is read-only")),
             Life::Stopping => Err(ChunkError::NotDone("volume is stopping")),
             Life::Failed(reason) => Err(ChunkError::Io(reason.clone())),
         }
@@ -315,6 +322,9 @@ impl Store {
     /// Ends at once while the journal has room, else when a checkpoint has made some.
     pub(crate) async fn room(&self) -> Result<(), ChunkError> {
         while !self.core.borrow().journal.has_room() {
+            if self.is_starved() {
+                return Err(ChunkError::NoSpace);
+            }
             self.checkpoint().await?;
         }
         Ok(())
@@ -501,7 +511,7 @@ impl Store {
         good: Buf,
         bad: Vec<(blockdev::LegIndex, blockdev::Seq)>,
     ) -> usize {
-        if matches!(*self.life.borrow(), Life::Closed | Life::Failed(_)) {
+        if !matches!(*self.life.borrow(), Life::Running | Life::Stopping) {
             return 0;
         }
         let mut healed = 0;
@@ -693,6 +703,7 @@ impl Store {
         Stats {
             name: self.options.name.clone(),
             failed,
+            read_only: *self.life.borrow() == Life::ReadOnly,
             size_bytes: space.total,
             used_bytes: space.used,
             free_bytes: space.total - space.used,
@@ -723,7 +734,11 @@ impl Store {
             + core.alloc.overhead()
             + core.reserve();
         let taken = total.saturating_sub(core.alloc.free() + core.alloc.pending() + soft);
-        let used = owners.max(taken + core.reserve()).min(total);
+        let used = match *self.life.borrow() {
+            // Nothing more goes there.
+            Life::ReadOnly => total,
+            _ => owners.max(taken + core.reserve()).min(total),
+        };
         Figures {
             total: total * unit,
             used: used * unit,
@@ -784,8 +799,15 @@ impl Joiner for Store {
     fn joined(&self, token: u64, result: IoResult) {
         let io = self.core.borrow_mut().journal.take_io(token);
         let advanced = match (io, result) {
-            (Io::Frame(seq), Ok(_)) => self.core.borrow_mut().journal.handle_done(seq),
-            (Io::Frame(_), Err(error)) => {
+            (Io::Frame(seq, ..), Ok(_)) => self.core.borrow_mut().journal.handle_done(seq),
+            (
+                Io::Frame(seq, unit, data),
+                Err(IoError {
+                    kind: Kind::NoSpace,
+                    ..
+                }),
+            ) => return self.resend_later(seq, unit, data),
+            (Io::Frame(..), Err(error)) => {
                 return self.fail(&format!("journal write failed: {error}"))
             }
             (Io::Data(seq, write), Ok(_)) => {
@@ -818,6 +840,33 @@ impl Joiner for Store {
 }
 
 impl Store {
+    /// A thin unit had no space for a frame: nothing later counts, and no write is accepted, until it
+    /// takes the frame.
+    fn resend_later(&self, seq: u64, unit: u64, data: IoVec) {
+        let me = self.rc();
+        self.rt.spawn(async move {
+            me.await_space().await;
+            me.core.borrow_mut().journal.resend(seq, unit, data);
+            me.pump();
+        });
+    }
+
+    /// A device refused a write that cannot be given up: time passes, with writers refused.
+    pub(crate) async fn await_space(&self) {
+        self.tell(
+            News::SpaceLow,
+            "a unit below has no space for the store's own writes".into(),
+        );
+        self.starved.set(self.starved.get() + 1);
+        self.rt.sleep(TICK).await;
+        self.starved.set(self.starved.get() - 1);
+    }
+
+    /// Whether a device has no space for what the store must write itself.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.starved.get() > 0
+    }
+
     fn data_arrived(&self, write: &DataWrite, arrived: bool) {
         /// Larger writes are a stream that is rarely read at once.
         const KEEP_BYTES_MAX: usize = 16 << 10;

@@ -15,7 +15,6 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Journal segments that a superblock can list.
 pub(crate) const SEGMENTS_MAX: usize = 64;
 
-const COMPAT_KNOWN: u64 = 0;
 const RO_COMPAT_KNOWN: u64 = 0;
 const INCOMPAT_KNOWN: u64 = 0;
 const FLAG_CLEAN: u16 = 1;
@@ -31,6 +30,8 @@ pub(crate) struct TreeRoot {
 /// A decoded superblock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
+    /// Features that do not concern who does not know them: kept as they are.
+    pub(crate) compat: u64,
     pub(crate) ro_compat: u64,
     pub(crate) uuid: [u8; 16],
     pub(crate) secret: [u8; 16],
@@ -89,6 +90,7 @@ impl Superblock {
         page.put(0, *MAGIC);
         page.put(8, FORMAT_VERSION.to_le_bytes());
         page.put(12, slot.to_le_bytes());
+        page.put(16, self.compat.to_le_bytes());
         page.put(24, self.ro_compat.to_le_bytes());
         page.put(40, self.uuid);
         page.put(56, self.secret);
@@ -146,7 +148,7 @@ impl Superblock {
 
     fn parse(page: &Page) -> Option<Superblock> {
         let mut r = Reader(page.0.get(16..4092)?);
-        let _compat = r.u64()? & !COMPAT_KNOWN;
+        let compat = r.u64()?;
         let ro_compat = r.u64()?;
         let _incompat = r.u64()?;
         let (uuid, secret) = (r.take()?, r.take()?);
@@ -174,6 +176,7 @@ impl Superblock {
         }
         let segments = (0..count).map(|_| r.u64()).collect::<Option<Vec<_>>>()?;
         Some(Superblock {
+            compat,
             ro_compat,
             uuid,
             secret,
@@ -234,6 +237,7 @@ pub(crate) mod tests {
 
     pub(crate) fn sample() -> Superblock {
         Superblock {
+            compat: 1 << 40,
             ro_compat: 0,
             uuid: [1; 16],
             secret: [2; 16],

@@ -37,6 +37,50 @@ impl Granule {
     }
 }
 
+/// Space that an operation asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    /// Units that it takes now.
+    pub(crate) wanted: usize,
+    /// Units that the next checkpoint needs more because of it, beside those of the trees.
+    pub(crate) spare: u64,
+    /// It gives units up, and may use what is kept from others.
+    pub(crate) shrinks: bool,
+}
+
+impl Need {
+    /// Of a write: its changed map page is charged by the reserve.
+    pub(crate) fn grow(wanted: usize) -> Need {
+        Need::with_pages(wanted, 1)
+    }
+
+    /// Of an operation that makes `pages` pages.
+    pub(crate) fn with_pages(wanted: usize, pages: usize) -> Need {
+        Need {
+            wanted,
+            spare: 6 * pages as u64,
+            shrinks: false,
+        }
+    }
+
+    /// Of a cut.
+    pub(crate) fn shrink(wanted: usize) -> Need {
+        Need {
+            wanted,
+            spare: 0,
+            shrinks: true,
+        }
+    }
+
+    pub(crate) fn is_met(self, core: &Core) -> bool {
+        let kept = match self.shrinks {
+            true => core.least_free(),
+            false => core.reserve(),
+        };
+        core.alloc.free() >= kept + self.spare + self.wanted as u64
+    }
+}
+
 /// What a write waits for after it was submitted.
 pub(crate) struct Submitted {
     pub(crate) seq: u64,
@@ -168,7 +212,7 @@ impl Store {
         };
         let wanted = granules.iter().filter(|g| g.data.is_some()).count();
         let units = self
-            .reserve_units(wanted, |core| core.missing(&probe))
+            .reserve_units(Need::grow(wanted), |core| core.missing(&probe))
             .await?;
         let submitted = self.submit(slot, first, granules, units);
         self.pump();
@@ -179,20 +223,23 @@ impl Store {
     /// caller appends its record before it waits for anything.
     pub(crate) async fn reserve_units(
         &self,
-        wanted: usize,
+        need: Need,
         missing: impl Fn(&mut Core) -> Vec<Missing>,
     ) -> Result<Units, ChunkError> {
         loop {
             self.writable()?;
             self.room().await?;
+            if need.wanted > 0 && self.is_starved() {
+                return Err(ChunkError::NoSpace);
+            }
             let missing = {
                 let tainted = self.tainted();
                 let mut core = self.core.borrow_mut();
                 let missing = missing(&mut core);
                 if missing.is_empty() {
-                    let short = match core.alloc.free() < core.reserve() + wanted as u64 {
-                        true if wanted > 0 => Err(Short::Full),
-                        _ => core.alloc.take(wanted, &tainted),
+                    let short = match need.is_met(&core) {
+                        true => core.alloc.take(need.wanted, &tainted),
+                        false => Err(Short::Full),
                     };
                     match short {
                         Ok(units) => return Ok(units),
@@ -204,7 +251,7 @@ impl Store {
                 }
             };
             if missing.is_empty() {
-                self.make_space(wanted as u64).await?;
+                self.make_space(need).await?;
             } else {
                 self.load(missing).await?;
             }

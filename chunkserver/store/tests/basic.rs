@@ -587,3 +587,50 @@ fn deletes_of_a_stale_master_are_held_hard() {
     w.stop(store);
     w.check(true);
 }
+
+/// A volume that a newer release has marked: what it holds is served, nothing is written.
+#[test]
+fn unknown_read_only_features_open_the_volume_read_only() {
+    let w = World::new(64);
+    let store = w.open();
+    w.rt.block_on(store.create(ChunkId(1), V1))
+        .expect("created");
+    w.write(&store, 1, V1, 0, 0, &pattern(1, 9_000));
+    w.stop(store);
+    let store = w.open();
+    // Only in the journal.
+    w.write(&store, 1, V1, 1, 0, &pattern(2, 5_000));
+    w.rt.kill();
+    drop(store);
+    let mut image = vec![0; 64 << 20];
+    let end = (64 << 20) - (64 << 12);
+    for slot in (0..64)
+        .map(|i| i << 12)
+        .chain((0..64).map(|i| end + (i << 12)))
+    {
+        let mut page = vec![0; 4096];
+        w.device.peek(slot as u64, &mut page);
+        if page[..8] == *chunk_store::MAGIC {
+            page[24] |= 0x20;
+            let crc = crc32(&page[..4092]);
+            page[4092..].copy_from_slice(&crc.to_le_bytes());
+            w.device.poke(slot as u64, &page);
+        }
+    }
+    w.device.peek(0, &mut image);
+    let store = w.open();
+    let stats = store.stats();
+    assert!(stats.read_only && stats.failed.is_none() && stats.free_bytes == 0);
+    assert_eq!(w.read(&store, 1, 0, 0, 9_000), pattern(1, 9_000));
+    assert_eq!(w.read(&store, 1, 1, 0, 5_000), pattern(2, 5_000));
+    assert_eq!(store.inventory().len(), 1);
+    let deleted = w.rt.block_on(store.delete(ChunkId(1), V1));
+    assert_eq!(deleted.map_err(|e| e.status()), Err(16));
+    let created = w.rt.block_on(store.create(ChunkId(2), V1));
+    assert_eq!(created.map_err(|e| e.status()), Err(16));
+    w.rt.run_for(std::time::Duration::from_secs(5));
+    w.stop(store);
+    let mut after = vec![0; 64 << 20];
+    w.device.peek(0, &mut after);
+    assert!(image == after, "not a byte was written");
+}

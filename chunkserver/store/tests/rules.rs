@@ -27,7 +27,7 @@ fn begin(disks: &Disks, rng: &mut Rng) -> (Life, Rc<Store>) {
 fn put(life: &Life, store: &Store, block: u16, byte: u8) -> chunk_api::Reply<()> {
     let data = life.pool.copy_now(&[byte; 4096]);
     let crc = crc32_iovec(&data);
-    store.write(ID, V1, block, 0, data, crc)
+    store.write(ID, ChunkVersion(0), block, 0, data, crc)
 }
 
 /// The first granule of a block, which holds one byte throughout.
@@ -141,6 +141,53 @@ fn what_one_leg_lost_is_replayed_from_the_other() {
         for block in 0..10 {
             assert_eq!(get(&life, &store, block), Ok(7));
         }
+    }
+}
+
+/// A thin unit that has no space for a checkpoint or the journal: clients are refused, nothing is
+/// lost, and all goes on by itself once there is space.
+#[test]
+fn a_thin_unit_without_space_for_the_store_itself_is_waited_for() {
+    for seed in seeds(15) {
+        let _seed = Seed(seed);
+        let (mut rng, disks) = (Rng(seed), disks());
+        let (life, store) = begin(&disks, &mut rng);
+        life.rt.block_on(put(&life, &store, 0, 1)).expect("written");
+        life.mirror.no_space.set(true);
+        // Versions fill the journal until a checkpoint is due, and then until there is no room.
+        let mut version = 1;
+        let mut change = |store: &Store| {
+            version += 1;
+            life.rt
+                .block_on(store.set_version(ID, ChunkVersion(version), ChunkVersion(0)))
+        };
+        let refused = (0..200).find_map(|_| change(&store).err());
+        assert_eq!(refused, Some(ChunkError::NoSpace));
+        let write = life.rt.block_on(put(&life, &store, 1, 2));
+        assert_eq!(write, Err(ChunkError::NoSpace));
+        assert_eq!(store.stats().failed, None);
+        life.mirror.no_space.set(false);
+        life.rt.run_for(Duration::from_secs(3));
+        change(&store).expect("space again");
+        life.mirror.no_journal_space.set(true);
+        let data = life.pool.copy_now(&[3; 4096]);
+        let crc = crc32_iovec(&data);
+        let waits = life
+            .rt
+            .spawn_handle(store.write(ID, ChunkVersion(0), 2, 0, data, crc));
+        life.rt.run_for(Duration::from_secs(2));
+        assert_eq!(waits.try_take(), None, "no frame, no answer");
+        life.mirror.no_journal_space.set(false);
+        life.rt.run_for(Duration::from_secs(2));
+        assert_eq!(waits.try_take(), Some(Ok(())));
+        let any = |block| {
+            let read = store.read(ID, ChunkVersion(0), block, 0, 1);
+            life.rt.block_on(read).expect("read").data.to_vec()[0]
+        };
+        assert_eq!((any(0), any(1), any(2)), (1, 0, 3));
+        assert_eq!(store.stats().failed, None);
+        end(life, store, &disks, &[], &mut rng);
+        assert_clean(&disks, &mut rng);
     }
 }
 

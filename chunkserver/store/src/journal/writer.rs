@@ -51,8 +51,8 @@ pub(crate) struct Undo {
 
 /// What a token stands for.
 pub(crate) enum Io {
-    /// A frame or a segment's header.
-    Frame(u64),
+    /// A frame or a segment's header: of this frame, at this unit.
+    Frame(u64, u64, IoVec),
     /// Data beside a record of this frame.
     Data(u64, DataWrite),
 }
@@ -303,8 +303,6 @@ impl Journal {
                 self.head = Some((self.here, self.index));
             }
         }
-        let token = self.token();
-        self.ios.insert(token, Io::Frame(seq));
         self.in_flight += 1;
         if self.header_due {
             self.header_due = false;
@@ -318,12 +316,7 @@ impl Journal {
             self.batches[at].pending += 1;
             self.unflushed_bytes += UNIT_BYTES as u64;
             let data = pool.copy_now(&header.encode(self.identity).0);
-            return Some(Transmit {
-                unit: self.here,
-                data,
-                token,
-                seq,
-            });
+            return Some(self.transmit(seq, self.here, data));
         }
         let batch = &mut self.batches[at];
         batch.sent = true;
@@ -342,12 +335,25 @@ impl Journal {
         );
         self.marked = self.mark;
         self.unflushed_bytes += units * UNIT_BYTES as u64;
-        Some(Transmit {
+        Some(self.transmit(seq, unit, buf.freeze().into()))
+    }
+
+    fn transmit(&mut self, seq: u64, unit: u64, data: IoVec) -> Transmit {
+        let token = self.token();
+        self.ios.insert(token, Io::Frame(seq, unit, data.clone()));
+        Transmit {
             unit,
-            data: buf.freeze().into(),
+            data,
             token,
             seq,
-        })
+        }
+    }
+
+    /// A frame or header that a device had no space for is to be sent again, as it was.
+    pub(crate) fn resend(&mut self, seq: u64, unit: u64, data: IoVec) {
+        self.in_flight += 1;
+        let transmit = self.transmit(seq, unit, data);
+        self.data_out.push_back(transmit);
     }
 
     /// Moves on to the next segment; `None` while there is none to follow it.
@@ -368,7 +374,7 @@ impl Journal {
     /// [`Journal::handle_refused`].
     pub(crate) fn take_io(&mut self, token: u64) -> Io {
         let io = self.ios.remove(&token).expect("a token is answered once");
-        if matches!(io, Io::Frame(_)) {
+        if matches!(io, Io::Frame(..)) {
             self.in_flight -= 1;
         }
         io
@@ -431,7 +437,7 @@ mod tests {
 
     fn done(journal: &mut Journal, token: u64) -> bool {
         match journal.take_io(token) {
-            Io::Frame(seq) | Io::Data(seq, _) => journal.handle_done(seq),
+            Io::Frame(seq, ..) | Io::Data(seq, _) => journal.handle_done(seq),
         }
     }
 
@@ -473,7 +479,10 @@ mod tests {
         journal.append_mark();
         answer_all(&mut journal);
         journal.set_mark(journal.last_seq());
-        assert!(!journal.is_mark_due(), "an idle volume would write for ever");
+        assert!(
+            !journal.is_mark_due(),
+            "an idle volume would write for ever"
+        );
     }
 
     #[test]

@@ -215,6 +215,8 @@ pub struct SimMirror {
     seq: Rc<Cell<u64>>,
     /// Writes from here on fail with `NoSpace`, if not to the journal or a superblock.
     pub no_space: Cell<bool>,
+    /// The same for the journal alone.
+    pub no_journal_space: Cell<bool>,
     /// FUA is honoured.
     pub fua: Cell<bool>,
     /// Flushes are refused, as by a unit without SYNCHRONIZE CACHE.
@@ -240,6 +242,7 @@ impl SimMirror {
             )),
             disks,
             no_space: Cell::new(false),
+            no_journal_space: Cell::new(false),
             fua: Cell::new(true),
             refuse_flush: Cell::new(false),
             flushes: Cell::new(0),
@@ -285,7 +288,10 @@ impl SimMirror {
         self.log
             .borrow_mut()
             .insert(token, at.0..at.0 + data.len() as u64 / 512);
-        if self.no_space.get() && at.0 >= 192 * 8 && at.0 + 64 * 8 < self.sectors {
+        // The journal of the tests' layout lies in units 64 to 191.
+        let data_area = at.0 >= 192 * 8 && at.0 + 64 * 8 < self.sectors;
+        let journal = (64 * 8..192 * 8).contains(&at.0);
+        if (self.no_space.get() && data_area) || (self.no_journal_space.get() && journal) {
             let (rt, delay) = (self.rt.clone(), self.delay());
             self.rt.spawn(async move {
                 rt.sleep(delay).await;

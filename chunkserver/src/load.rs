@@ -313,8 +313,8 @@ async fn as_master(
         report = loading => report,
         lost = server.keep_alive() => Err(io(lost)),
     };
-    for &(id, _) in &chunks {
-        server.delete(id).await.map_err(io)?;
+    for &(id, version) in &chunks {
+        server.delete(id, version).await.map_err(io)?;
     }
     report
 }

@@ -199,13 +199,9 @@ impl Registered {
         self.must(Command::Create { id, version }).await
     }
 
-    /// Deletes a chunk of any version.
-    pub async fn delete(&mut self, id: ChunkId) -> io::Result<()> {
-        self.must(Command::Delete {
-            id,
-            version: ChunkVersion(0),
-        })
-        .await
+    /// Deletes a chunk; version 0 means any, as a master orders that has lost track of it.
+    pub async fn delete(&mut self, id: ChunkId, version: ChunkVersion) -> io::Result<()> {
+        self.must(Command::Delete { id, version }).await
     }
 
     async fn must(&mut self, command: Command) -> io::Result<()> {

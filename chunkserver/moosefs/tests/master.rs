@@ -408,8 +408,8 @@ fn the_load_generator_in_every_mode() {
                 assert!(result.lat_us.min > 0.0 && result.lat_us.max >= result.lat_us.p99);
             }
         }
-        for (chunk, _) in chunks {
-            server.delete(chunk).await.unwrap();
+        for (chunk, version) in chunks {
+            server.delete(chunk, version).await.unwrap();
         }
     });
 }

@@ -29,11 +29,13 @@ use moosefs::replicate::Replicator;
 use moosefs::serve::{Meter, Operation, ServeConfig, Server};
 use raid::witness::FileWitness;
 use raid::Uuid;
+use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
+use crate::admin::Answer;
 use crate::assemble::{self, Base};
 use crate::config::Config;
-use crate::control::{Command, Metrics, ShardPort, Snapshot, PUBLISH_INTERVAL};
+use crate::control::{Call, Command, Metrics, ShardPort, Snapshot, PUBLISH_INTERVAL};
 use crate::events::{EventKind, EventLog};
 use crate::exit::Failure;
 use crate::histogram::Histogram;
@@ -48,6 +50,12 @@ use volume::{Shared, VolumeLife};
 const OPEN_PATIENCE: Duration = Duration::from_secs(3);
 /// Running chains get so long to end once the node stops.
 const CHAIN_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Commands that are done and wait for the snapshot that shows it.
+const OBEYED_MAX: usize = 16;
+
+/// A command that is done, with its answer.
+type Obeyed = (Call, Result<Answer, Failure>);
 
 /// See [`crate::ops::Ops::serve`].
 pub fn serve(config: &Config, port: ShardPort) -> Result<(), Failure> {
@@ -150,9 +158,19 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
         .spawn(move || run_link(driver))
         .map_err(|e| Failure::problem(format!("master thread: {e}")))?;
     node.state.set(NodeState::Serving);
+    let (obeyed, mut answers) = mpsc::channel::<Obeyed>(OBEYED_MAX);
+    let mut obeyed_last: Option<Obeyed> = None;
     loop {
         port.publish(node.snapshot());
+        // Answered only now: whoever looks after his command was answered sees what it changed.
+        if let Some((call, answer)) = obeyed_last.take() {
+            call.answer(answer);
+        }
         let call = tokio::select! { biased;
+            Some(done) = answers.recv() => {
+                obeyed_last = Some(done);
+                continue;
+            }
             call = port.next_call() => call,
             _ = rt.sleep(PUBLISH_INTERVAL) => continue,
         };
@@ -161,13 +179,14 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
             Command::Stop => break,
             Command::Reload(new) => {
                 node.reload((**new).clone()).await;
-                call.answer(Ok(crate::admin::Answer::done("configuration taken over")));
+                call.answer(Ok(Answer::done("configuration taken over")));
             }
             Command::Admin(request) => {
-                let (node, request) = (node.clone(), request.clone());
+                let (node, request, obeyed) = (node.clone(), request.clone(), obeyed.clone());
                 spawn_local(async move {
                     let answer = node.obey(&request).await;
-                    call.answer(answer);
+                    // A node that has stopped answers nobody.
+                    let _ = obeyed.send((call, answer)).await;
                 });
             }
         }

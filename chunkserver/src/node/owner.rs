@@ -22,22 +22,26 @@ impl Ownership for NodeOwner {
         Box::pin(async move {
             // Volumes taken in from here on are not announced one by one: the list that follows has them.
             shared.set(None);
-            let mut refusals = Vec::new();
-            let mut accepted = 0;
+            let (mut accepted, mut refused) = (0, Vec::new());
             for volume in &volumes {
                 if volume.store.borrow().is_none() {
                     continue;
                 }
                 match volume.adopt(metaid, csid).await {
                     Ok(()) => accepted += 1,
-                    Err(text) => refusals.push(format!("volume {}: {text}", volume.config.name)),
+                    Err(refusal) => refused.push((volume, refusal)),
                 }
             }
-            if accepted == 0 && !refusals.is_empty() {
-                return Err(refusals.join("; "));
+            // If nothing here is this master's it is told nothing, and whoever reads goes on reading. Beside
+            // volumes that are its own the others must go, for ids of two file systems say nothing about each
+            // other.
+            let foreign = refused.iter().filter(|(_, refusal)| refusal.is_foreign);
+            let foreign: Vec<&str> = foreign.map(|(_, refusal)| refusal.text.as_str()).collect();
+            if accepted == 0 && !foreign.is_empty() {
+                return Err(foreign.join("; "));
             }
-            for text in refusals {
-                tracing::warn!("left out of the registration: {text}");
+            for (volume, _) in &refused {
+                volume.leave_out();
             }
             shared.set(Some((metaid, csid)));
             Ok(())

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use blockdev::{BlockDevice, Event, LegIndex};
 use chunk_api::Chunks;
-use chunk_store::Store;
+use chunk_store::{AdoptError, Store};
 use mpath::Role;
 use raid::assemble::{assemble, survey, AssembleError, LegInput};
 use raid::decide::Decision;
@@ -84,6 +84,14 @@ enum Word {
     Alone(String),
     /// Serve from the other leg of a diverged pair, and refill this one.
     Loses(String),
+}
+
+/// Why a volume is not told to a master.
+pub(crate) struct NotAdopted {
+    /// For people; it names the way out.
+    pub(crate) text: String,
+    /// It is known to be another file system's; otherwise nobody has said whose it is.
+    pub(crate) is_foreign: bool,
 }
 
 /// See the module.
@@ -275,7 +283,10 @@ impl VolumeLife {
         self.state.set(state);
         let mut note = self.note.borrow_mut();
         if note.as_ref() != Some(&text) {
-            tracing::warn!("volume {} is not served: {text}", self.config.name);
+            match self.served.get() {
+                true => tracing::warn!("volume {}: {text}", self.config.name),
+                false => tracing::warn!("volume {} is not served: {text}", self.config.name),
+            }
             *note = Some(text);
         }
     }
@@ -368,15 +379,11 @@ impl VolumeLife {
         self.follow_store(&store);
         *self.store.borrow_mut() = Some(store);
         *self.note.borrow_mut() = None;
-        self.state.set(match self.config.state {
-            crate::config::VolumeState::Active => model::VolumeState::Active,
-            crate::config::VolumeState::Removing => model::VolumeState::Removing,
-        });
+        self.state.set(self.state_in_service());
         if let Some((metaid, csid)) = self.metaid.get() {
             // The master knows us already: it is told of these chunks as they are.
-            if let Err(text) = self.adopt(metaid, csid).await {
-                tracing::warn!("volume {}: {text}", self.config.name);
-            }
+            // What stands against it is noted, and said by `status`.
+            let _ = self.adopt(metaid, csid).await;
         } else {
             self.serve_unless_foreign();
         }
@@ -501,8 +508,16 @@ impl VolumeLife {
         let Some(store) = self.store.borrow().clone() else {
             return;
         };
-        if store.metaid() != 0 || store.stats().chunks == 0 {
+        let chunks = store.stats().chunks;
+        if store.metaid() != 0 || chunks == 0 {
             self.put(&store, false);
+        } else {
+            let text = format!(
+                "it holds {chunks} chunks but no metaid: `antler volume claim {} --metaid HEX|any` says whose \
+                 they are",
+                self.config.name
+            );
+            self.wait_because(model::VolumeState::Waiting, text);
         }
     }
 
@@ -524,27 +539,46 @@ impl VolumeLife {
         }
     }
 
-    /// A master of this file system has accepted us. `Err`: the volume is not told to it, and why.
-    pub(crate) async fn adopt(&self, metaid: u64, csid: u16) -> Result<(), String> {
+    /// A master of this file system has accepted us. `Err`: the volume is not its own.
+    pub(crate) async fn adopt(&self, metaid: u64, csid: u16) -> Result<(), NotAdopted> {
         let Some(store) = self.store.borrow().clone() else {
             return Ok(());
         };
         match store.adopt_metaid(metaid, csid).await {
             Ok(()) => {
                 *self.note.borrow_mut() = None;
+                self.state.set(self.state_in_service());
                 self.put(&store, self.metaid.get().is_some());
                 Ok(())
             }
             Err(error) => {
                 let text = self.cured(&error.to_string());
-                *self.note.borrow_mut() = Some(text.clone());
-                if self.served.replace(false) {
-                    if let Some(volumes) = self.volumes.upgrade() {
-                        volumes.hide(&self.config.name);
-                    }
-                }
-                Err(text)
+                // What is in service stays there until the owner decides; it is not told to this master.
+                let state = match self.served.get() {
+                    true => self.state.get(),
+                    false => model::VolumeState::Waiting,
+                };
+                self.wait_because(state, text.clone());
+                let is_foreign = !matches!(error, AdoptError::Unclaimed { .. });
+                Err(NotAdopted { text, is_foreign })
             }
+        }
+    }
+
+    /// Takes it out of service, as far as it is.
+    pub(crate) fn leave_out(&self) {
+        if self.served.replace(false) {
+            self.state.set(model::VolumeState::Waiting);
+            if let Some(volumes) = self.volumes.upgrade() {
+                volumes.hide(&self.config.name);
+            }
+        }
+    }
+
+    fn state_in_service(&self) -> model::VolumeState {
+        match self.config.state {
+            crate::config::VolumeState::Active => model::VolumeState::Active,
+            crate::config::VolumeState::Removing => model::VolumeState::Removing,
         }
     }
 

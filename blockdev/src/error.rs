@@ -46,7 +46,7 @@ pub enum Kind {
     #[error("out of space")]
     NoSpace,
     /// Busy: the same again, not before `after`.
-    #[error("busy, retry after {after:?}")]
+    #[error("busy, retry after {} ms", after.as_millis())]
     Again {
         /// Shortest wait.
         after: Duration,
@@ -69,7 +69,7 @@ pub enum PathCause {
     #[error("connection lost: {0}")]
     Connection(String),
     /// Nothing was heard for too long: silent.
-    #[error("no answer for {0:?}")]
+    #[error("no answer for {} ms", .0.as_millis())]
     Silent(Duration),
     /// The peer broke the protocol or a digest.
     #[error("protocol error: {0}")]

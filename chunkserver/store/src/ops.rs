@@ -7,6 +7,7 @@ use crate::journal::writer::{DataWrite, Undo};
 use crate::layout::{Ptr, BLOCK_GRANULES, UNIT_BYTES};
 use crate::news::News;
 use crate::options::Durability;
+use crate::read::Reader;
 use crate::stale::Deletion;
 use crate::store::{Life, Store};
 use crate::write::{Granule, Need, Submitted};
@@ -183,7 +184,9 @@ impl Store {
             return Ok(None);
         };
         let lookup = || self.lookup(id, version);
-        let old = self.granules(granule..granule + 1, &mut None, lookup).await;
+        let old = self
+            .granules(granule..granule + 1, Reader::Asks, &mut None, lookup)
+            .await;
         let old = match old {
             Err(ChunkError::Crc) => {
                 self.report_damage(id.0);

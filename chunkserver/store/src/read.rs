@@ -13,8 +13,9 @@ use crate::store::Store;
 use blockdev::{Buf, IoCtx, IoVec};
 use chunk_api::crc::{crc32, ZERO_GRANULE_CRC};
 use chunk_api::{ChunkError, ChunkId, ChunkVersion, ReadPiece, BLOCKS_PER_CHUNK, BLOCK_BYTES};
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::ops::Range;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -40,6 +41,15 @@ pub(crate) fn check_range(block: u16, offset: u32, size: u32) -> Result<(), Chun
         return Err(WRONG_OFFSET);
     }
     Ok(())
+}
+
+/// Who wants granules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// They were asked for.
+    Asks,
+    /// They are likely to be asked for next; their bytes are of no interest yet.
+    IsAhead,
 }
 
 /// Units being read, forgotten when this is dropped.
@@ -101,9 +111,24 @@ impl Store {
         let base = u32::from(block) * BLOCK_GRANULES;
         let granules = base + offset / unit..base + (offset + size).div_ceil(unit);
         let mut place = place;
-        let bufs = self
-            .granules(granules, &mut place, || self.lookup(id, version))
-            .await;
+        let bytes = (
+            u64::from(block) * u64::from(BLOCK_BYTES) + u64::from(offset),
+            size.into(),
+        );
+        let mut ahead = Some(bytes);
+        let bufs = {
+            let lookup = || self.lookup(id, version);
+            let mut read = pin!(self.granules(granules, Reader::Asks, &mut place, lookup));
+            // What is read ahead is submitted behind what was asked for.
+            poll_fn(|cx| {
+                let bufs = read.as_mut().poll(cx);
+                if let Some(bytes) = ahead.take() {
+                    self.read_ahead(id, bytes);
+                }
+                bufs
+            })
+            .await
+        };
         let bufs = match bufs {
             Err(ChunkError::Crc) => {
                 self.report_damage(id.0);
@@ -111,13 +136,6 @@ impl Store {
             }
             other => other?,
         };
-        self.read_ahead(
-            id,
-            (
-                u64::from(block) * u64::from(BLOCK_BYTES) + u64::from(offset),
-                size,
-            ),
-        );
         let piece = assemble(&bufs, offset % unit, size);
         self.counters
             .count(Counted::Read, size.into(), begin, self.rt.now());
@@ -129,6 +147,7 @@ impl Store {
     pub(crate) async fn granules(
         &self,
         granules: Range<u32>,
+        reader: Reader,
         place: &mut Option<crate::order::Place>,
         lookup: impl Fn() -> Result<(u32, Slot), ChunkError>,
     ) -> Result<Vec<(Buf, u32)>, ChunkError> {
@@ -140,7 +159,7 @@ impl Store {
                 // The same pointers, and no leg has what they name.
                 return Err(ChunkError::Crc);
             }
-            match self.gather(slot, granules.start, &ptrs).await? {
+            match self.gather(slot, granules.start, &ptrs, reader).await? {
                 Some(bufs) => return Ok(bufs),
                 None => last = Some(ptrs),
             }
@@ -181,10 +200,11 @@ impl Store {
         slot: u32,
         first: u32,
         ptrs: &[Ptr],
+        reader: Reader,
     ) -> Result<Option<Vec<(Buf, u32)>>, ChunkError> {
         let mut bufs: Vec<Option<(Buf, u32)>> = vec![None; ptrs.len()];
         let (wanted, _fetching) = loop {
-            let wanted = self.fill_from_memory(ptrs, &mut bufs);
+            let wanted = self.fill_from_memory(ptrs, reader, &mut bufs);
             if wanted.is_empty() {
                 return Ok(Some(bufs.into_iter().flatten().collect()));
             }
@@ -218,7 +238,11 @@ impl Store {
                 return Ok(None);
             };
             if self.still(slot, first + i as u32, ptrs[i]) == Some(true) {
-                self.cache.borrow_mut().keep(ptrs[i], &good);
+                let mut cache = self.cache.borrow_mut();
+                match reader {
+                    Reader::Asks => cache.keep(ptrs[i], &good),
+                    Reader::IsAhead => cache.keep_ahead(ptrs[i], &good),
+                }
             }
             if !fetched.bad.is_empty() {
                 self.rc().heal_later(ptrs[i], fetched);
@@ -229,8 +253,13 @@ impl Store {
     }
 
     /// Fills in what needs no reading; returns the places of the rest.
-    fn fill_from_memory(&self, ptrs: &[Ptr], bufs: &mut [Option<(Buf, u32)>]) -> Vec<usize> {
-        let cache = self.cache.borrow();
+    fn fill_from_memory(
+        &self,
+        ptrs: &[Ptr],
+        reader: Reader,
+        bufs: &mut [Option<(Buf, u32)>],
+    ) -> Vec<usize> {
+        let mut cache = self.cache.borrow_mut();
         let mut wanted = Vec::new();
         for (i, (&ptr, buf)) in ptrs.iter().zip(bufs).enumerate() {
             if buf.is_some() {
@@ -238,7 +267,14 @@ impl Store {
             }
             *buf = match ptr.is_hole() {
                 true => Some((Buf::zeros(UNIT_BYTES), ZERO_GRANULE_CRC)),
-                false => cache.get(ptr).map(|buf| (buf, ptr.crc)),
+                // It waits for whoever asks; that it is there is all that matters here.
+                false if reader == Reader::IsAhead && cache.is_ahead(ptr) => {
+                    Some((Buf::zeros(UNIT_BYTES), ptr.crc))
+                }
+                false => cache
+                    .get(ptr)
+                    .or_else(|| cache.take_ahead(ptr))
+                    .map(|buf| (buf, ptr.crc)),
             };
             if buf.is_none() {
                 wanted.push(i);
@@ -269,12 +305,9 @@ impl Store {
     }
 
     /// Reads ahead for a sequential reader.
-    fn read_ahead(&self, id: ChunkId, (offset, size): (u64, u32)) {
+    fn read_ahead(&self, id: ChunkId, bytes: (u64, u64)) {
         let span = u64::from(self.options.read_ahead_bytes);
-        let range = self
-            .streams
-            .borrow_mut()
-            .on_read(id.0, (offset, size.into()), span);
+        let range = self.streams.borrow_mut().on_read(id.0, bytes, span);
         let Some(range) = range else { return };
         let Ok((_, slot)) = self.lookup(id, ChunkVersion(0)) else {
             return;
@@ -286,12 +319,15 @@ impl Store {
             return;
         }
         let me = self.rc();
-        self.rt.spawn(async move {
+        let fetch = async move {
+            let lookup = || me.lookup(id, ChunkVersion(0));
             // Whatever goes wrong here the reader will meet himself.
             let _ = me
-                .granules(granules, &mut None, || me.lookup(id, ChunkVersion(0)))
+                .granules(granules, Reader::IsAhead, &mut None, lookup)
                 .await;
-        });
+        };
+        // Its reads are submitted now, so that the reader finds them under way.
+        drop(self.begin(fetch));
     }
 
     /// CRC-32 of each block, from the granules' sums alone.

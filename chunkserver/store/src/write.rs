@@ -11,7 +11,7 @@ use crate::journal::record::{Ptrs, Record};
 use crate::journal::writer::{DataWrite, Undo};
 use crate::layout::{Ptr, BLOCK_GRANULES, UNIT_BYTES};
 use crate::maps::Missing;
-use crate::read::check_range;
+use crate::read::{check_range, Reader};
 use crate::stats::Counted;
 use crate::store::Store;
 use blockdev::{Buf, IoVec};
@@ -184,7 +184,7 @@ impl Store {
             }
             let granule = first + i as u32;
             let old = self
-                .granules(granule..granule + 1, &mut None, &lookup)
+                .granules(granule..granule + 1, Reader::Asks, &mut None, &lookup)
                 .await?;
             let within = if i == 0 { skip } else { 0 };
             let mut page = self.medium.pool.alloc_now(UNIT_BYTES);

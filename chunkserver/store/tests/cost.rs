@@ -98,6 +98,147 @@ fn small_operations_cost_small_ones() {
     assert_eq!(mirror.read_bytes.get(), before, "it was read ahead");
 }
 
+/// What was read ahead is read once: readers in sequence, more of them than the cache's part for
+/// new granules would hold, read each byte from the device a single time.
+#[test]
+fn sequential_readers_read_each_byte_once() {
+    const READERS: u64 = 6;
+    const BLOCKS: u16 = 48;
+    let world = VirtualRt::new(1);
+    let pool = Pool::new(128 << 20);
+    let mirror = SimMirror::new(&world, pool.clone(), disks(), 64, Rng(1).next());
+    let store = format_and_open(&world, mirror.clone(), &pool);
+    for id in 1..=READERS {
+        world
+            .block_on(store.create(ChunkId(id), V1))
+            .expect("created");
+        for block in 0..BLOCKS {
+            let data = pool.copy_now(&vec![(id + u64::from(block)) as u8; 65_536]);
+            let crc = crc32_iovec(&data);
+            world
+                .block_on(store.write(ChunkId(id), V1, block, 0, data, crc))
+                .expect("written");
+        }
+    }
+    let stopping = store.clone();
+    world
+        .block_on(async move { stopping.stop().await })
+        .expect("stopped");
+    drop(store);
+    world.kill();
+    let open = Store::open(
+        mirror.clone(),
+        world.rt(),
+        pool.clone(),
+        Options {
+            // A reader's next MiB for each, and no more.
+            cache_bytes: 8 * READERS as usize * (1 << 20),
+            ..Options::default()
+        },
+    );
+    let store = world.block_on(open).expect("opened");
+    let before = mirror.read_bytes.get();
+    let (first, most) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+    for block in 0..BLOCKS {
+        for id in 1..=READERS {
+            let read = store.read(ChunkId(id), V1, block, 0, 65_536);
+            let piece = world.block_on(read).expect("read");
+            assert_eq!(piece.data.to_vec()[0], (id + u64::from(block)) as u8);
+        }
+        if block == 2 {
+            first.set(mirror.read_bytes.get() - before);
+        }
+        most.set(mirror.read_bytes.get() - before);
+    }
+    let data = READERS * u64::from(BLOCKS) * 65_536;
+    let maps = READERS * 3 * 4096 + 64 * 4096;
+    assert!(
+        most.get() <= data + maps,
+        "{} bytes read of {data}",
+        most.get()
+    );
+    assert!(
+        first.get() >= READERS * (1 << 20),
+        "a MiB is under way once two requests are adjacent: {}",
+        first.get()
+    );
+}
+
+/// CPU of a block read in sequence, and of one of 16 asked for together, on a device without any.
+#[test]
+#[ignore = "a measurement: run with --release -- --ignored --nocapture sequential"]
+fn sequential_reads_by_size() {
+    let world = VirtualRt::new(1);
+    let pool = Pool::new(512 << 20);
+    let geometry = Geometry::plain(512 << 11);
+    let device = MemDevice::new(world.rt(), pool.clone(), geometry, MemTiming::default());
+    let mirror: Rc<dyn Mirror> = SingleLeg::new(Rc::new(device), world.rt());
+    let store = format_and_open(&world, mirror.clone(), &pool);
+    world
+        .block_on(store.create(ChunkId(1), V1))
+        .expect("created");
+    for block in 0..1024u16 {
+        let data = pool.copy_now(&vec![block as u8 | 1; 65_536]);
+        let crc = crc32_iovec(&data);
+        world
+            .block_on(store.write(ChunkId(1), V1, block, 0, data, crc))
+            .expect("written");
+    }
+    let stopping = store.clone();
+    world
+        .block_on(async move { stopping.stop().await })
+        .expect("stopped");
+    drop(store);
+    world.kill();
+    for (name, at_once) in [
+        ("64 KiB", 1u16),
+        ("1 MiB", 16),
+        ("64 KiB", 1),
+        ("1 MiB", 16),
+    ] {
+        let options = Options {
+            cache_bytes: 8 << 20,
+            ..Options::default()
+        };
+        let open = Store::open(mirror.clone(), world.rt(), pool.clone(), options);
+        let store = world.block_on(open).expect("opened");
+        let begin = libc_time();
+        for _ in 0..20 {
+            for first in (0..1024).step_by(at_once.into()) {
+                let pieces: Vec<_> = (first..first + at_once)
+                    .map(|block| store.read(ChunkId(1), V1, block, 0, 65_536))
+                    .collect();
+                for piece in pieces {
+                    world.block_on(piece).expect("read");
+                }
+            }
+        }
+        let end = libc_time();
+        let ms = end.0 + end.1 - begin.0 - begin.1;
+        println!(
+            "{name}: {:.1} us a block",
+            ms as f64 * 1e3 / (20.0 * 1024.0)
+        );
+        let stopping = store.clone();
+        world
+            .block_on(async move { stopping.stop().await })
+            .expect("stopped");
+    }
+}
+
+/// User and system time of this process in milliseconds, from the system's account.
+fn libc_time() -> (u64, u64) {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc is mounted");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or("")
+        .split_whitespace()
+        .collect();
+    let ticks = |i: usize| fields[i].parse::<u64>().expect("a number") * 10;
+    (ticks(11), ticks(12))
+}
+
 #[test]
 #[ignore = "scale: a million chunks take a while to make; run with --release -- --ignored"]
 fn a_million_chunks_open_at_once() {
@@ -131,17 +272,4 @@ fn a_million_chunks_open_at_once() {
     println!("with inventory {} ms of CPU", cpu() - before);
     assert_eq!(inventory.len() as u64, CHUNKS);
     assert!(inventory.windows(2).all(|w| w[0].id < w[1].id));
-
-    /// User and system time of this process in milliseconds, from the system's account.
-    fn libc_time() -> (u64, u64) {
-        let stat = std::fs::read_to_string("/proc/self/stat").expect("/proc is mounted");
-        let fields: Vec<&str> = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or("")
-            .split_whitespace()
-            .collect();
-        let ticks = |i: usize| fields[i].parse::<u64>().expect("a number") * 10;
-        (ticks(11), ticks(12))
-    }
 }

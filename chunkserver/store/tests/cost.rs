@@ -104,6 +104,7 @@ fn small_operations_cost_small_ones() {
 fn sequential_readers_read_each_byte_once() {
     const READERS: u64 = 6;
     const BLOCKS: u16 = 48;
+    const AHEAD: u64 = 256 << 10;
     let world = VirtualRt::new(1);
     let pool = Pool::new(128 << 20);
     let mirror = SimMirror::new(&world, pool.clone(), disks(), 64, Rng(1).next());
@@ -131,8 +132,9 @@ fn sequential_readers_read_each_byte_once() {
         world.rt(),
         pool.clone(),
         Options {
-            // A reader's next MiB for each, and no more.
-            cache_bytes: 8 * READERS as usize * (1 << 20),
+            // What is ahead of each fits into its part; all data do not fit into the rest.
+            read_ahead_bytes: AHEAD as u32,
+            cache_bytes: 8 * (READERS * AHEAD) as usize,
             ..Options::default()
         },
     );
@@ -158,8 +160,8 @@ fn sequential_readers_read_each_byte_once() {
         most.get()
     );
     assert!(
-        first.get() >= READERS * (1 << 20),
-        "a MiB is under way once two requests are adjacent: {}",
+        first.get() >= READERS * AHEAD,
+        "so much is under way once two requests are adjacent: {}",
         first.get()
     );
 }

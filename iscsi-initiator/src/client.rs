@@ -32,8 +32,12 @@ use thiserror::Error;
 const READS_PER_TURN: usize = 16;
 /// News kept for a reader that is slow; older ones are dropped, the end is not.
 const NEWS_MAX: usize = 64;
-/// Up to this many commands in flight every answer wakes us at once.
+/// Up to this many commands in flight every answer wakes us at once …
 const COALESCE_ABOVE: usize = 4;
+/// … unless so many bytes are due that they come in pieces anyway.
+const COALESCE_BYTES: usize = 256 << 10;
+/// Highest receive mark, in bytes: some wake-ups for each MiB, and well within a socket's buffer.
+const MARK_BYTES_MAX: usize = 256 << 10;
 /// After so many waits in vain something hangs: answers are then taken one by one.
 const FRUITLESS_MAX: u32 = 3;
 /// How long an answer may lie below the receive mark.
@@ -114,11 +118,10 @@ struct Inner {
     armed: Cell<Instant>,
     /// When to read although the receive mark is not reached.
     coalesce_until: Cell<Instant>,
-    overdue: Cell<bool>,
     /// The receive mark that is set.
     mark: Cell<usize>,
-    /// Most bytes due at the end of a turn since the wait last expired.
-    peak_due: Cell<usize>,
+    /// Some task ended in this turn.
+    answered: Cell<bool>,
     /// Waits below the mark that ended with nothing to read, since the last byte.
     fruitless: Cell<u32>,
     late: Cell<Duration>,
@@ -170,9 +173,8 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             coalesce_until: Cell::new(Instant::FAR),
-            overdue: Cell::default(),
             mark: Cell::new(1),
-            peak_due: Cell::default(),
+            answered: Cell::default(),
             fruitless: Cell::default(),
             late: Cell::default(),
         });
@@ -397,6 +399,7 @@ impl Inner {
                         Some(here.remove(at).1)
                     });
                     drop(core);
+                    self.answered.set(true);
                     if let Some(waiter) = waiter {
                         waiter.tell(outcome);
                     }
@@ -472,11 +475,14 @@ impl Inner {
             self.deliver();
             return Poll::Ready(());
         }
-        if again {
+        // Whoever was answered runs before the next turn, and often has the next command: only
+        // then is it known what is due.
+        if self.answered.take() || again {
             cx.waker().wake_by_ref();
         } else {
             self.set_mark();
         }
+        self.bound_wait();
         self.arm();
         Poll::Pending
     }
@@ -484,7 +490,6 @@ impl Inner {
     /// Reads until nothing is there; `true` if there may be more.
     fn read(&self, cx: &mut Context<'_>) -> bool {
         let overdue = self.coalesce_until.get() <= self.rt.now();
-        self.overdue.set(overdue);
         for round in 0..READS_PER_TURN {
             let mut core = self.core.borrow_mut();
             let Core {
@@ -570,10 +575,8 @@ impl Inner {
         }
     }
 
-    /// Lets answers gather while many are due: half of the bytes in flight, behind a timer.
-    ///
-    /// Between the answers of one turn and the commands of the next nothing is in flight, so the
-    /// mark follows the peak since the timer last expired; it is lowered only then.
+    /// Lets answers gather while many are due: half of the bytes in flight, behind a timer. The mark
+    /// is a power of two, so that it seldom changes, and never above what is due.
     fn set_mark(&self) {
         let mut core = self.core.borrow_mut();
         let Core {
@@ -584,19 +587,24 @@ impl Inner {
         else {
             return;
         };
-        let overdue = self.overdue.take();
-        let many = session.in_flight() > COALESCE_ABOVE && self.fruitless.get() < FRUITLESS_MAX;
-        let due = if many { session.due_bytes() } else { 0 };
-        let peak = due.max(self.peak_due.get());
-        self.peak_due.set(if overdue { due } else { peak });
-        // Powers of two, so that the mark seldom changes.
-        let wanted = 1 << (peak / 2).max(1).ilog2();
-        if (wanted > self.mark.get() || overdue) && link.receive_mark(wanted) {
+        let (due, mark) = (session.due_bytes(), self.mark.get());
+        let many = session.in_flight() > COALESCE_ABOVE || due >= COALESCE_BYTES;
+        let wanted = match many && self.fruitless.get() < FRUITLESS_MAX {
+            true => (1 << (due / 2).max(1).ilog2()).min(MARK_BYTES_MAX),
+            false => 1,
+        };
+        let is_low = wanted < mark && (wanted == 1 || due < mark || wanted <= mark / 4);
+        if (wanted > mark || is_low) && link.receive_mark(wanted) {
             self.mark.set(wanted);
         }
+    }
+
+    /// What lies below the mark is read after this long at the latest.
+    fn bound_wait(&self) {
+        let until = self.coalesce_until.get();
         if self.mark.get() <= 1 {
             self.coalesce_until.set(Instant::FAR);
-        } else if overdue || self.coalesce_until.get() == Instant::FAR {
+        } else if until == Instant::FAR || until <= self.rt.now() {
             self.coalesce_until.set(self.rt.now() + COALESCE_WITHIN);
         }
     }

@@ -18,11 +18,14 @@ use std::os::fd::AsRawFd;
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 
 /// Unsent bytes the kernel may hold before it says "not writable".
 const NOTSENT_LOWAT_BYTES: u32 = 128 << 10;
-/// The kernel clamps `SO_RCVLOWAT` to what its buffer can hold; marks stay well below that.
-const MARK_BYTES_MAX: usize = 256 << 10;
+/// A mark makes the kernel's buffer grow and closes the receive window to the mark. So the first
+/// one is preceded by this, of which the window keeps several marks; a peer then never waits for
+/// us to wake.
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// Opens TCP connections. To be used inside a tokio runtime with I/O enabled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,21 +48,53 @@ impl Net for TcpNet {
                 Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
                 Err(error) => return Err(error),
             }
+            let writer = socket.try_clone()?;
             // SAFETY: the descriptor is owned by what is registered and never replaced.
-            let socket = unsafe { AsyncFd::register(socket)? };
+            let writer = unsafe { AsyncFd::register_with_interest(writer, Interest::WRITABLE)? };
             // A socket becomes writable when it is connected, or has failed to be.
-            socket.writable().await?.retain_ready();
-            if let Some(error) = socket.get_ref().take_error()? {
+            writer.writable().await?.retain_ready();
+            if let Some(error) = socket.take_error()? {
                 return Err(error);
             }
-            Ok(Box::new(TcpLink { socket, mark: 1 }) as Box<dyn Link>)
+            // SAFETY: as above.
+            let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+            let link = TcpLink {
+                socket,
+                writer,
+                mark: 1,
+                has_room: false,
+            };
+            Ok(Box::new(link) as Box<dyn Link>)
         })
     }
 }
 
+/// The socket is registered twice, once for each direction: a registration for both is woken by
+/// data below the receive mark too, only to hear that the socket is still writable.
 struct TcpLink {
     socket: AsyncFd<Socket>,
+    writer: AsyncFd<Socket>,
     mark: usize,
+    /// The receive buffer has been made to hold [`BUFFER_BYTES`].
+    has_room: bool,
+}
+
+impl TcpLink {
+    fn set_mark(&self, bytes: usize) -> bool {
+        let value = bytes as libc::c_int;
+        // SAFETY: the descriptor is open for as long as `self.socket` lives, and the option's
+        // value is an int whose address and size are given.
+        let result = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVLOWAT,
+                std::ptr::from_ref(&value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        result == 0
+    }
 }
 
 impl Link for TcpLink {
@@ -94,7 +129,7 @@ impl Link for TcpLink {
     ) -> Poll<io::Result<usize>> {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
-            let mut guard = ready!(self.socket.poll_write_ready(cx))?;
+            let mut guard = ready!(self.writer.poll_write_ready(cx))?;
             match guard.get_inner().write_vectored(bufs) {
                 Ok(written) => {
                     // As above: the room that is missing now will be a new edge.
@@ -111,27 +146,19 @@ impl Link for TcpLink {
     }
 
     fn receive_mark(&mut self, bytes: usize) -> bool {
-        let bytes = bytes.clamp(1, MARK_BYTES_MAX);
+        let bytes = bytes.clamp(1, BUFFER_BYTES);
         if bytes == self.mark {
             return true;
         }
-        let value = bytes as libc::c_int;
-        // SAFETY: the descriptor is open for as long as `self.socket` lives, and the option's
-        // value is an int whose address and size are given.
-        let result = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVLOWAT,
-                std::ptr::from_ref(&value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
+        if !std::mem::replace(&mut self.has_room, true) {
+            self.set_mark(BUFFER_BYTES);
+        }
         // A refused hint costs wake-ups, nothing else.
-        if result == 0 {
+        let done = self.set_mark(bytes);
+        if done {
             self.mark = bytes;
         }
-        result == 0
+        done
     }
 
     fn read_below_mark(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Option<io::Result<usize>> {

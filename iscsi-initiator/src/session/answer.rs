@@ -72,6 +72,8 @@ impl Session {
         }
         task.data_sn = task.data_sn.wrapping_add(1);
         task.received += len;
+        // What is left of it is told by the receiver from here on.
+        self.due_bytes -= len as usize;
         Ok(Sink::Task(tag, from as usize))
     }
 

@@ -306,7 +306,8 @@ pub struct Session {
     /// SCSI commands staged and unanswered.
     in_flight: usize,
     in_flight_bytes: u64,
-    /// Bytes that the answers to them will have, if all goes well.
+    /// Bytes that the answers to them will have, if all goes well, without what came and without
+    /// the PDU being received.
     due_bytes: usize,
     /// Reads in flight whose data should not pass through the stage.
     large_reads: usize,
@@ -527,19 +528,23 @@ impl Session {
 
     /// When [`Session::handle_timeout`] must be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let keepalive = match (&self.phase, self.ping, self.config.ping_interval) {
-            (Phase::Open, None, Some(interval)) => Some(self.last_heard + interval),
-            _ => None,
-        };
-        let ping = self.ping.map(|ping| ping.due);
-        let logout = match self.phase {
-            Phase::Open | Phase::Draining(_) => self.logout_by,
-            _ => None,
-        };
-        [keepalive, ping, self.acknowledge_at, logout]
-            .into_iter()
-            .flatten()
-            .min()
+        let mut due = Instant::FAR;
+        let mut by = |at: Option<Instant>| due = due.min(at.unwrap_or(Instant::FAR));
+        match self.ping {
+            Some(ping) => by(Some(ping.due)),
+            None if matches!(self.phase, Phase::Open) => {
+                by(self
+                    .config
+                    .ping_interval
+                    .map(|interval| self.last_heard + interval));
+            }
+            None => {}
+        }
+        by(self.acknowledge_at);
+        if matches!(self.phase, Phase::Open | Phase::Draining(_)) {
+            by(self.logout_by);
+        }
+        (due != Instant::FAR).then_some(due)
     }
 
     /// Acts on what is due at `now`. Whatever was received must have been taken in before.
@@ -608,9 +613,9 @@ impl Session {
         self.in_flight_bytes
     }
 
-    /// Bytes that the answers to those will have, if all goes well.
+    /// Bytes of the answers to those that are still to come, if all goes well.
     pub fn due_bytes(&self) -> usize {
-        self.due_bytes
+        self.due_bytes + self.rx.data_left()
     }
 
     /// Commands that wait inside.

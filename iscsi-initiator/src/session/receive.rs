@@ -90,6 +90,14 @@ impl Receiver {
         }
     }
 
+    /// Payload of the PDU being received that is still to come.
+    pub(super) fn data_left(&self) -> usize {
+        match &self.state {
+            State::Data { len, done, .. } => len - done,
+            _ => 0,
+        }
+    }
+
     fn staged(&self) -> &[u8] {
         &self.stage[self.start..self.end]
     }
@@ -266,11 +274,13 @@ impl Session {
                         };
                         return Ok(());
                     }
-                    let trailer = &self.rx.staged()[..need];
-                    crc.update(&trailer[..pad]);
-                    // At level 0 a lost data segment has no cure but a new session.
-                    if with_digest && crc.digest() != trailer[pad..] {
-                        return Err(Breach::DataDigest);
+                    if with_digest {
+                        let trailer = &self.rx.staged()[..need];
+                        crc.update(&trailer[..pad]);
+                        // At level 0 a lost data segment has no cure but a new session.
+                        if crc.digest() != trailer[pad..] {
+                            return Err(Breach::DataDigest);
+                        }
                     }
                     self.rx.start += need;
                     let control = std::mem::take(&mut self.rx.control);

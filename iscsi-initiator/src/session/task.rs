@@ -120,10 +120,10 @@ impl Task {
         matches!(self.kind, Kind::Scsi)
     }
 
-    /// Bytes of the answer, if it is GOOD and comes in one PDU.
+    /// Bytes of the answer that are still to come, if it is GOOD and the rest comes in one PDU.
     pub(super) fn due_bytes(&self) -> usize {
         let data = if self.write.is_empty() {
-            self.expected as usize
+            (self.expected - self.received) as usize
         } else {
             0
         };

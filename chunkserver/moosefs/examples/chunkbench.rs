@@ -46,8 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             error = server.keep_alive() => return Err(error.into()),
         };
         println!("{result:#?}");
-        for (id, _) in chunks {
-            server.delete(id).await?;
+        for (id, version) in chunks {
+            server.delete(id, version).await?;
         }
         Ok::<(), Box<dyn std::error::Error>>(())
     })

@@ -11,11 +11,14 @@ use crate::superblock::SuperblockError;
 use crate::uuid::Uuid;
 use crate::witness::{Witness, WitnessError, WitnessRecord};
 use blockdev::rt::Wall;
-use blockdev::{BlockDevice, IoError, Pool, Rt};
+use blockdev::{BlockDevice, IoError, LegIndex, Pool, Rt};
 use std::rc::Rc;
 use thiserror::Error;
 
-/// A configured leg.
+/// Devices of one volume: two legs and its spares.
+pub const LEGS_MAX: usize = 16;
+
+/// A configured leg, or a spare.
 #[derive(Clone)]
 pub struct LegInput {
     /// Name of its device.
@@ -28,7 +31,7 @@ pub struct LegInput {
 #[derive(Debug, Error)]
 pub enum AssembleError {
     /// Not one or two legs configured.
-    #[error("a volume has one or two legs, not {0}")]
+    #[error("a volume has one or two legs and at most {LEGS_MAX} devices, not {0}")]
     Legs(usize),
     /// No leg is a member; the text says what each is.
     #[error("no leg of the volume was found: {0}")]
@@ -77,6 +80,8 @@ pub enum AssembleError {
 pub struct Survey {
     /// By slot: name of the device and what it says.
     pub members: [Option<(String, Member)>; 2],
+    /// A device that was being filled to replace the leg of a slot.
+    pub replacement: Option<(String, Member)>,
     /// Configured legs that are no members, and why.
     pub others: Vec<(String, String)>,
     /// What the witness knows.
@@ -87,19 +92,20 @@ pub struct Survey {
     pub raid_disks: u8,
 }
 
-/// Looks at the legs of a volume. Writes nothing; also the offline view of `volume info`.
+/// Looks at the legs of a volume: the one or two configured, then its spares, among which a leg
+/// may be that replaced another. Writes nothing; also the offline view of `volume info`.
 pub async fn survey(
     legs: &[LegInput],
     witness: &dyn Witness,
     alone: bool,
 ) -> Result<Survey, AssembleError> {
-    if !(1..=2).contains(&legs.len()) {
+    if !(1..=LEGS_MAX).contains(&legs.len()) {
         return Err(AssembleError::Legs(legs.len()));
     }
     let mut found: Vec<(String, Member)> = Vec::new();
     let mut others = Vec::new();
     let mut unusable = None;
-    for leg in legs {
+    for (n, leg) in legs.iter().enumerate() {
         let Some(device) = &leg.device else {
             others.push((leg.name.clone(), "not there".to_owned()));
             continue;
@@ -109,18 +115,38 @@ pub async fn survey(
             Err(error) => {
                 others.push((leg.name.clone(), error.to_string()));
                 let blank = MemberError::Superblock(SuperblockError::Absent);
-                if error != blank && !matches!(error, MemberError::Io(_)) {
+                if n < 2 && error != blank && !matches!(error, MemberError::Io(_)) {
                     let device = leg.name.clone();
                     unusable = Some(AssembleError::Member { device, error });
                 }
             }
         }
     }
-    if let [(first, a), (second, b)] = &found[..] {
-        if a.superblock.array != b.superblock.array {
-            return Err(AssembleError::Mixed(first.clone(), second.clone()));
+    if let Some((first, a)) = found.first().cloned() {
+        let array = a.superblock.array;
+        let is_leg = |name: &str| legs.iter().take(2).any(|leg| leg.name == name);
+        let mut strangers = found.iter().filter(|(_, m)| m.superblock.array != array);
+        if let Some((second, _)) = strangers.find(|(name, _)| is_leg(name)) {
+            return Err(AssembleError::Mixed(first, second.clone()));
         }
+        found.retain(|(name, member)| {
+            let ours = member.superblock.array == array;
+            if !ours {
+                let text = format!("a leg of array {}", member.superblock.array);
+                others.push((name.clone(), text));
+            }
+            ours
+        });
     }
+    // A spare alone starts nothing: nobody said that it is this volume's.
+    let is_configured =
+        |(name, _): &(String, Member)| legs.iter().take(2).any(|leg| leg.name == *name);
+    if !found.iter().any(is_configured) {
+        found.clear();
+    }
+    let is_replacement = |(_, member): &(String, Member)| member.superblock.is_replacement();
+    let replacement = found.iter().position(is_replacement);
+    let replacement = replacement.map(|at| found.swap_remove(at));
     let Some((_, newest)) = found.iter().max_by_key(|(_, member)| member.verdict().0) else {
         let texts: Vec<String> = others
             .iter()
@@ -160,6 +186,7 @@ pub async fn survey(
     };
     Ok(Survey {
         members,
+        replacement,
         others,
         witness: record,
         decision,
@@ -219,7 +246,7 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
     let out = (0..survey.raid_disks)
         .filter(|&slot| !in_sync(usize::from(slot)))
         .fold(0, |mask, slot| mask | 1 << slot);
-    let keep_bits = choice.unclean || out != 0;
+    let keep_bits = choice.unclean || out != 0 || survey.replacement.is_some();
     let chunks = model.bits.len() as u64;
     let trusted: Vec<&Member> = (0..2)
         .filter(|&slot| in_sync(slot))
@@ -255,39 +282,61 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
             .flatten()
             .any(|(name, _)| *name == leg.name)
     });
+    let device_of = |name: &str| {
+        let leg = legs.iter().find(|leg| leg.name == name);
+        leg.and_then(|leg| leg.device.clone())
+    };
+    let cleared = cleared.unwrap_or(0);
+    let mut replacement = survey.replacement.as_ref().and_then(|(name, member)| {
+        let sb = &member.superblock;
+        // Bits stay set while one is filled: from there on they tell what it missed.
+        let goes_on = sb.is_recovering() && sb.events >= cleared;
+        let begin = LegStart {
+            name: name.clone(),
+            device: device_of(name),
+            state: LegState::Out,
+            superblock: Some(sb.clone()),
+            places: member.places,
+            resume: Resume::From(if goes_on { sb.recovery_offset } else { 0 }),
+        };
+        Some((LegIndex(sb.slot()?), begin))
+    });
     let mut leg_start = |slot: usize| match &survey.members[slot] {
-        Some((name, member)) => {
-            let device = legs.iter().find(|leg| leg.name == *name);
-            LegStart {
-                name: name.clone(),
-                device: device.and_then(|leg| leg.device.clone()),
-                state: if in_sync(slot) {
-                    LegState::InSync
-                } else {
-                    LegState::Out
-                },
-                superblock: Some(member.superblock.clone()),
-                places: member.places,
-                resume: match choice.roles[slot] {
-                    Role::TooOld => Resume::From(0),
-                    Role::Partly(to) => Resume::From(to),
-                    Role::InSync | Role::Stale | Role::Absent => Resume::Bits,
-                },
-            }
-        }
-        None => LegStart {
-            name: nameless
-                .next()
-                .map_or_else(String::new, |leg| leg.name.clone()),
-            device: None,
-            state: LegState::Absent,
-            superblock: None,
-            places: model.places,
-            resume: Resume::Bits,
+        Some((name, member)) => LegStart {
+            name: name.clone(),
+            device: device_of(name),
+            state: if in_sync(slot) {
+                LegState::InSync
+            } else {
+                LegState::Out
+            },
+            superblock: Some(member.superblock.clone()),
+            places: member.places,
+            resume: match choice.roles[slot] {
+                Role::TooOld => Resume::From(0),
+                Role::Partly(to) => Resume::From(to),
+                Role::InSync | Role::Stale | Role::Absent => Resume::Bits,
+            },
+        },
+        None => match replacement.take_if(|(of, _)| usize::from(of.0) == slot) {
+            // The leg that it was to replace is gone: it is filled in its place.
+            Some((_, begin)) => begin,
+            None => LegStart {
+                name: nameless
+                    .next()
+                    .map_or_else(String::new, |leg| leg.name.clone()),
+                device: None,
+                state: LegState::Absent,
+                superblock: None,
+                places: model.places,
+                resume: Resume::Bits,
+            },
         },
     };
+    let slots = [leg_start(0), leg_start(1)];
     Start {
-        legs: [leg_start(0), leg_start(1)],
+        legs: slots,
+        replacement,
         identity,
         raid_disks: survey.raid_disks,
         events: choice.events,
@@ -295,7 +344,7 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
         recorded_out: if choice.must_record { 0 } else { out },
         record_counter: records.max().unwrap_or(0),
         claim_counter: claims.max().unwrap_or(0),
-        events_cleared: cleared.unwrap_or(0),
+        events_cleared: cleared,
         dirty,
         unclean: choice.unclean,
         witness_flushed: flushed,

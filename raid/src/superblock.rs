@@ -22,6 +22,8 @@ pub const MAGIC: u32 = 0xa92b_4efc;
 pub const FEATURE_BITMAP: u32 = 0x1;
 /// `recovery_offset` is valid: the leg is being rebuilt.
 pub const FEATURE_RECOVERY: u32 = 0x2;
+/// The leg is being filled to replace one that is still in its slot.
+pub const FEATURE_REPLACEMENT: u32 = 0x10;
 /// The recovery goes by the bitmap.
 pub const FEATURE_RECOVERY_BITMAP: u32 = 0x80;
 /// `resync_offset` of a clean array.
@@ -35,7 +37,8 @@ pub const FLAG_WRITE_MOSTLY: u8 = 1;
 /// Device flag: fail fast.
 pub const FLAG_FAILFAST: u8 = 2;
 
-const SUPPORTED: u32 = FEATURE_BITMAP | FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP;
+const SUPPORTED: u32 =
+    FEATURE_BITMAP | FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP | FEATURE_REPLACEMENT;
 const ROLES_AT: usize = 256;
 const ROLES_MAX: usize = (4096 - ROLES_AT) / 2;
 
@@ -307,6 +310,11 @@ impl Superblock {
     /// Whether this leg is only partly rebuilt.
     pub fn is_recovering(&self) -> bool {
         self.features & (FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP) != 0
+    }
+
+    /// Whether this leg is to replace the one in its slot: until then it counts for nothing.
+    pub fn is_replacement(&self) -> bool {
+        self.features & FEATURE_REPLACEMENT != 0
     }
 
     /// Whether the array was stopped cleanly.

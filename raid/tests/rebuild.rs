@@ -91,6 +91,25 @@ fn a_rebuilt_leg_that_is_full_does_not_miss_a_write() {
 }
 
 #[test]
+fn overlapping_writes_do_not_overtake_each_other_on_a_leg_being_rebuilt() {
+    let bench = Bench::new(11);
+    let array = bench.running();
+    refill(&bench, &array);
+    until_copied(&bench, &array, 2 * CHUNK_SECTORS * 512);
+    bench.legs[1].latency_us.set(100_000);
+    for round in 0..20 {
+        bench.write(&array, 80 + round * 8, 6).expect("written");
+        bench
+            .write(&array, 80 + round * 8, 7)
+            .expect("written over");
+    }
+    bench.legs[1].latency_us.set(1000);
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_equal(&bench, 80, 160);
+}
+
+#[test]
 fn a_leg_called_back_is_whole_although_it_lost_its_cache_while_leaving() {
     let bench = Bench::new(4);
     let array = bench.running();

@@ -83,7 +83,11 @@ fn raid_ack_all_legs() {
         bench.legs[slow].latency_us.set(100_000);
         bench.write(&array, 80, 2 + slow as u8).expect("written");
         for leg in 0..2 {
-            assert_eq!(bench.on_leg(leg, 80), 2 + slow as u8, "acknowledged without leg {leg}");
+            assert_eq!(
+                bench.on_leg(leg, 80),
+                2 + slow as u8,
+                "acknowledged without leg {leg}"
+            );
         }
         bench.legs[slow].latency_us.set(1000);
     }

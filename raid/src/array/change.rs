@@ -5,7 +5,7 @@
 //! silent before its record is answered while the leg that was leaving still answers, the
 //! decision is reversed: witness first, events above any ever sent, the missing writes sent.
 
-use super::{Array, Leg, LegState, Why};
+use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use std::time::Duration;
 
 impl Array {
@@ -132,7 +132,9 @@ impl Array {
         self.refresh_geometry();
         self.tell_roles();
         self.read_elsewhere(leg);
-        if leg.why.get().comes_back() {
+        if leg.index == REPLACEMENT && !leg.why.get().comes_back() {
+            self.abandon_replacement();
+        } else if leg.why.get().comes_back() {
             let resume = super::sync::Resume::bits(leg.rebuilt_durably.get());
             self.spawn_return(leg.index, resume);
         }
@@ -142,7 +144,7 @@ impl Array {
     /// Tells who is the only one left.
     pub(super) fn tell_roles(&self) {
         if let Some(tell) = &self.options.on_alone {
-            for leg in &self.legs {
+            for leg in self.slots() {
                 let alone = leg.state() == LegState::InSync && self.is_last(leg);
                 tell(leg.index, alone);
             }

@@ -70,6 +70,7 @@ impl Array {
         let first = self.claim_leg(&self.legs[0], &claim);
         let second = self.claim_leg(&self.legs[1], &claim);
         let (first, second) = crate::notify::both(first, second).await;
+        self.claim_leg(&self.legs[2], &claim).await;
         if self.failed.borrow().is_some() {
             return Err(IoError::not_applied(Kind::Refused(Refusal::NotOwner)));
         }

@@ -46,11 +46,11 @@ impl Array {
         }
     }
 
-    /// How long a write may be unanswered. No acknowledgement waits for a leg that is being rebuilt,
-    /// and throwing it out begins the rebuild anew.
+    /// How long a write may be unanswered. No acknowledgement waits for a leg that is being rebuilt
+    /// (unless to write over what it owes), and throwing it out begins the rebuild anew.
     fn patience_with(&self, leg: &Leg) -> Duration {
         match leg.state() {
-            LegState::Rebuilding => self.options.rebuild_patience,
+            LegState::Rebuilding if !self.is_awaited(leg) => self.options.rebuild_patience,
             _ => self.options.late_after,
         }
     }

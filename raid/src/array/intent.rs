@@ -4,7 +4,7 @@
 //! chunk ahead, so a sequential writer never waits. Bits are cleared lazily: not touched for a
 //! whole period, then a flush on both legs, then the page is written.
 
-use super::{Array, Leg, LegState, Start};
+use super::{Array, Leg, LegState, Start, REPLACEMENT};
 use crate::bitmap::{self, BitmapHeader};
 use crate::layout::SLOT_SECTORS;
 use blockdev::{completion, mutation, Completion, Done, IoError, Promise, Sector};
@@ -306,7 +306,7 @@ impl Array {
                 (intent.encode(page), wanted)
             };
             let place = |leg: &Leg| Sector(leg.places().bitmap.0 + page as u64 * SLOT_SECTORS);
-            let places = [place(&self.legs[0]), place(&self.legs[1])];
+            let places = self.legs.each_ref().map(place);
             let data = self.pool.copy_now(&bytes[..]);
             match self.write_everywhere(places, data).await {
                 Ok(_) => {
@@ -395,6 +395,8 @@ impl Array {
             .iter()
             .all(|leg| leg.state() == LegState::InSync)
             && self.recorded_out.get() == 0
+            // Its bits tell a replacement what it missed while it was away.
+            && self.leg(REPLACEMENT).state() == LegState::Absent
             && self.recovered.get()
     }
 

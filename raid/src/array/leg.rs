@@ -85,6 +85,8 @@ pub(crate) struct Leg {
     pub(crate) reserved_bytes: Cell<u64>,
     /// Its window is being written again after a loss of its cache.
     pub(crate) restoring: Cell<bool>,
+    /// It is being rebuilt, and all writes wait for it.
+    pub(crate) awaited: Cell<bool>,
     /// Flushes and fences that it owes.
     pub(crate) waits: Cell<u32>,
     /// Losses of its cache so far.
@@ -119,6 +121,7 @@ impl Leg {
             window: RefCell::default(),
             reserved_bytes: Cell::new(0),
             restoring: Cell::new(false),
+            awaited: Cell::new(false),
             waits: Cell::new(0),
             losses: Cell::new(0),
             reads_in_flight: Cell::new(0),
@@ -132,6 +135,48 @@ impl Leg {
             rebuilt_to: Cell::new(None),
             rebuilt_durably: Cell::new(None),
         }
+    }
+
+    /// None.
+    pub(crate) fn absent(index: LegIndex, places: Places) -> Leg {
+        let start = LegStart {
+            name: String::new(),
+            device: None,
+            state: LegState::Absent,
+            superblock: None,
+            places,
+            resume: super::sync::Resume::Bits,
+        };
+        Leg::new(index, &start)
+    }
+
+    /// Takes over device, place and what is known of them from `other`, which is absent then.
+    /// Nothing may be under way on either.
+    pub(crate) fn take_from(&self, other: &Leg) {
+        self.set_device(&other.name(), other.device());
+        self.set_places(other.places());
+        *self.superblock.borrow_mut() = other.superblock.borrow_mut().take();
+        *self.window.borrow_mut() = std::mem::take(&mut *other.window.borrow_mut());
+        self.reserved_bytes.set(other.reserved_bytes.replace(0));
+        self.losses.set(other.losses.get());
+        self.restoring.set(false);
+        self.counters
+            .set(other.counters.replace(LegCounters::default()));
+        self.rebuilt_to.set(other.rebuilt_to.take());
+        self.rebuilt_durably.set(other.rebuilt_durably.take());
+        other.forget();
+    }
+
+    /// It is absent from now on.
+    pub(crate) fn forget(&self) {
+        self.attempts.set(self.attempts.get() + 1);
+        self.awaited.set(false);
+        self.set_device("", None);
+        self.set_state(LegState::Absent);
+        *self.superblock.borrow_mut() = None;
+        self.window.borrow_mut().clear();
+        self.rebuilt_to.set(None);
+        self.rebuilt_durably.set(None);
     }
 
     pub(crate) fn name(&self) -> String {

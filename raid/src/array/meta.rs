@@ -5,13 +5,13 @@
 //! and the witness *flushed*. Event counts do not change by that: only a change of a leg's state
 //! raises them, by 2.
 
-use super::{Array, Leg, LegState};
+use super::{Array, Leg, LegState, REPLACEMENT};
 use crate::layout::SUPER_SECTOR;
 use crate::notify::both;
 use crate::record::LegRecord;
 use crate::superblock::{
-    md_time, Superblock, CLEAN, FEATURE_BITMAP, FEATURE_RECOVERY, FEATURE_RECOVERY_BITMAP,
-    ROLE_FAULTY, ROLE_SPARE,
+    md_time, Superblock, CLEAN, FEATURE_BITMAP, FEATURE_RECOVERY, FEATURE_REPLACEMENT, ROLE_FAULTY,
+    ROLE_SPARE,
 };
 use crate::witness::WitnessRecord;
 use blockdev::{mutation, Durability, IoError, Kind, Sector};
@@ -134,7 +134,7 @@ impl Array {
             counter,
             events,
             out,
-            rebuilding: self.mask(|leg| leg.rebuilt_to.get().is_some()),
+            rebuilding: self.mask(|leg| leg.index.0 < 2 && leg.rebuilt_to.get().is_some()),
             time: self.rt.wall(),
             dirty_pages: self.intent.borrow().lagging_pages(),
             all_dirty: false,
@@ -166,6 +166,7 @@ impl Array {
             };
             let is_member = other.is_required() || other.is_on_record_rebuilding();
             let role = match (is_member, other.index.0 < self.raid_disks.get()) {
+                _ if other.index == REPLACEMENT => u16::from(self.replaces.get().0),
                 (true, true) => u16::from(other.index.0),
                 (false, true) => ROLE_FAULTY,
                 (_, false) => ROLE_SPARE,
@@ -175,7 +176,10 @@ impl Array {
             }
         }
         sb.raid_disks = u32::from(self.raid_disks.get());
-        sb.features = sb.features & !(FEATURE_RECOVERY | FEATURE_RECOVERY_BITMAP) | FEATURE_BITMAP;
+        sb.features = FEATURE_BITMAP;
+        if leg.index == REPLACEMENT {
+            sb.features |= FEATURE_REPLACEMENT;
+        }
         sb.recovery_offset = 0;
         if let Some(to) = leg.rebuilt_durably.get() {
             sb.features |= FEATURE_RECOVERY;
@@ -198,6 +202,8 @@ impl Array {
             self.write_superblock(&self.legs[1]),
         )
         .await;
+        // Its failure is nobody else's: it leaves, or is looked at again.
+        let _ = self.write_superblock(&self.legs[2]).await;
         first.and(second)
     }
 

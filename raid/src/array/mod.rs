@@ -4,6 +4,7 @@
 //! acknowledged past it until witness and leg record say so) → *out* → *rebuilding* (writes go to
 //! it, its answers do not count) → *joining* (they count again; a failure still needs no record)
 //! → in sync.
+//! A third leg may be filled beside them to *replace* one ([`replace`]); it is rebuilding at most.
 //!
 //! Invariants:
 //! - A write is acknowledged when every leg in sync, leaving or joining has answered it, or has
@@ -139,7 +140,10 @@ pub struct Array {
     identity: Identity,
     raid_disks: Cell<u8>,
     geometry: Cell<Geometry>,
-    legs: [Leg; 2],
+    /// Those of the two slots, and a replacement.
+    legs: [Leg; 3],
+    /// Whose slot the replacement is for.
+    replaces: Cell<LegIndex>,
     tables: RefCell<Tables>,
     writes_seen: write::Recent,
     intent: RefCell<Intent>,
@@ -191,9 +195,13 @@ pub(crate) struct Start {
     pub(crate) unclean: bool,
     pub(crate) witness_flushed: bool,
     pub(crate) legs: [leg::LegStart; 2],
+    /// A replacement that was being filled, and for whose slot.
+    pub(crate) replacement: Option<(LegIndex, leg::LegStart)>,
 }
 
 const EVENTS_KEPT: usize = 128;
+/// Index of the leg that is filled to replace another.
+const REPLACEMENT: LegIndex = LegIndex(2);
 
 impl Array {
     pub(crate) fn start(
@@ -212,7 +220,17 @@ impl Array {
             legs: [
                 Leg::new(LegIndex(0), &start.legs[0]),
                 Leg::new(LegIndex(1), &start.legs[1]),
+                match &start.replacement {
+                    Some((_, begin)) => Leg::new(REPLACEMENT, begin),
+                    None => Leg::absent(REPLACEMENT, start.legs[0].places),
+                },
             ],
+            replaces: Cell::new(
+                start
+                    .replacement
+                    .as_ref()
+                    .map_or(LegIndex(0), |(of, _)| *of),
+            ),
             tables: RefCell::default(),
             writes_seen: write::Recent::new(),
             flushes: RefCell::default(),
@@ -247,13 +265,20 @@ impl Array {
             witness,
             options,
         });
+        if let Some((_, begin)) = &start.replacement {
+            if let Resume::From(to) = begin.resume {
+                array.leg(REPLACEMENT).rebuilt_durably.set(Some(to));
+            }
+        }
         array.refresh_geometry();
         for leg in &array.legs {
             array.watch(leg);
         }
         array.tell_roles();
         array.spawn_maintenance();
-        for (leg, begin) in array.legs.iter().zip(&start.legs) {
+        let begins = start.legs.iter();
+        let begins = begins.chain(start.replacement.iter().map(|(_, begin)| begin));
+        for (leg, begin) in array.legs.iter().zip(begins) {
             if leg.device().is_some() && begin.state == LegState::Out {
                 array.spawn_return(leg.index, begin.resume);
             }
@@ -265,8 +290,19 @@ impl Array {
         &self.legs[usize::from(index.0)]
     }
 
+    /// The other slot's leg; for a replacement that of the slot it is not for.
     fn peer(&self, index: LegIndex) -> &Leg {
-        &self.legs[1 - usize::from(index.0)]
+        let slot = if index == REPLACEMENT {
+            self.replaces.get()
+        } else {
+            index
+        };
+        &self.legs[1 - usize::from(slot.0)]
+    }
+
+    /// The legs of the two slots.
+    fn slots(&self) -> &[Leg] {
+        &self.legs[..2]
     }
 
     fn weak_joiner(&self) -> Weak<dyn Joiner> {
@@ -384,18 +420,18 @@ fn sectors_of(data: &IoVec) -> u64 {
 const TOKEN_READ: u64 = 1;
 
 fn token(id: u64, leg: LegIndex, kind: u64) -> u64 {
-    id << 2 | u64::from(leg.0) << 1 | kind
+    id << 3 | u64::from(leg.0) << 1 | kind
 }
 
 impl Joiner for Array {
     fn joined(&self, token: u64, result: IoResult) {
-        let leg = LegIndex((token >> 1 & 1) as u8);
+        let leg = LegIndex((token >> 1 & 3) as u8);
         // News first: an answer counts by what was known of the cache when it came.
         self.drain_events(leg);
         if token & TOKEN_READ == TOKEN_READ {
-            self.read_answered(token >> 2, leg, result);
+            self.read_answered(token >> 3, leg, result);
         } else {
-            self.write_answered(token >> 2, leg, result);
+            self.write_answered(token >> 3, leg, result);
         }
     }
 }

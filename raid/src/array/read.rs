@@ -22,7 +22,7 @@ pub(super) struct ReadOp {
     sectors: u32,
     ctx: IoCtx,
     only: Option<LegIndex>,
-    attempts: [Attempt; 2],
+    attempts: [Attempt; 3],
     seq: Seq,
     promise: Option<Promise>,
 }
@@ -44,7 +44,7 @@ impl Array {
             sectors,
             ctx,
             only,
-            attempts: [Attempt::None, Attempt::None],
+            attempts: [const { Attempt::None }; 3],
             seq: self.seq_for(at, sectors),
             promise: Some(promise),
         };

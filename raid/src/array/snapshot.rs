@@ -1,6 +1,6 @@
 //! What `antler arrays` shows.
 
-use super::{Array, Leg, LegState, Why};
+use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use crate::uuid::Uuid;
 use blockdev::Instant;
 use std::time::Duration;
@@ -47,7 +47,8 @@ pub struct LegSnapshot {
     pub device: String,
     /// Slot.
     pub slot: u8,
-    /// `in-sync`, `rebuilding`, `late`, `faulty`, `missing`.
+    /// `in-sync`, `rebuilding`, `late`, `faulty`, `missing`, `replacement` (a third leg, of the
+    /// slot that it is filled for).
     pub state: &'static str,
     /// Event count of its superblock; `None` if it has none.
     pub events: Option<u64>,
@@ -70,7 +71,7 @@ pub struct LegSnapshot {
 /// A copy that runs.
 #[derive(Clone, Debug)]
 pub struct SyncSnapshot {
-    /// `resync` or `recovery`.
+    /// `resync`, `recovery` or `replace`.
     pub kind: &'static str,
     /// Leg that is written.
     pub leg: String,
@@ -109,7 +110,7 @@ impl SyncSnapshot {
 /// A copy that ended.
 #[derive(Clone, Debug)]
 pub struct LastSync {
-    /// `resync` or `recovery`.
+    /// `resync`, `recovery` or `replace`.
     pub kind: &'static str,
     /// Leg that was written.
     pub leg: String,
@@ -129,6 +130,8 @@ impl Array {
         let intent = self.intent.borrow();
         let sync = self.sync.borrow();
         let configured = usize::from(self.raid_disks.get());
+        let replacement = Some(self.leg(REPLACEMENT));
+        let replacement = replacement.filter(|leg| leg.state() != LegState::Absent);
         let unflushed = self
             .legs
             .iter()
@@ -146,9 +149,10 @@ impl Array {
             bitmap_dirty: intent.set_chunks().len() as u64,
             legs: self.legs[..configured]
                 .iter()
+                .chain(replacement)
                 .map(|leg| self.leg_snapshot(leg))
                 .collect(),
-            sync: sync.now.clone(),
+            sync: sync.now.clone().or(sync.replace.clone()),
             last_sync: sync.last.clone(),
             failure: self.failed.borrow().clone(),
             now: self.rt.now(),
@@ -173,6 +177,7 @@ impl Array {
         let superblock = leg.superblock.borrow();
         let flags = superblock.as_ref().map_or(0, |sb| sb.device_flags);
         let state = match leg.state() {
+            _ if leg.index == REPLACEMENT => "replacement",
             LegState::InSync => "in-sync",
             LegState::Rebuilding | LegState::Joining => "rebuilding",
             LegState::Absent => "missing",
@@ -184,7 +189,10 @@ impl Array {
         };
         LegSnapshot {
             device: leg.name(),
-            slot: leg.index.0,
+            slot: match leg.index {
+                REPLACEMENT => self.replaces.get().0,
+                slot => slot.0,
+            },
             state,
             events: superblock.as_ref().map(|sb| sb.events),
             write_mostly: flags & crate::superblock::FLAG_WRITE_MOSTLY != 0,

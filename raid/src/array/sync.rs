@@ -6,8 +6,9 @@
 //! 0 wins in free space alone (R13). A leg that returns is fenced before anything is sent to it.
 //! While foreground requests run, units are small and every second is left to them.
 
+use super::replace::Turn;
 use super::snapshot::{LastSync, SyncSnapshot};
-use super::{Array, Leg, LegState, Why};
+use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use crate::probe::{read_superblock, MemberError};
 use crate::several::Several;
 use blockdev::{
@@ -38,14 +39,24 @@ impl Resume {
 #[derive(Default)]
 pub(super) struct Progress {
     pub(super) now: Option<SyncSnapshot>,
+    /// The filling of a replacement, which waits while anything else is copied.
+    pub(super) replace: Option<SyncSnapshot>,
     pub(super) last: Option<LastSync>,
     pub(super) full: bool,
     resyncing: bool,
 }
 
 impl Progress {
+    fn of(&mut self, leg: LegIndex) -> &mut Option<SyncSnapshot> {
+        if leg == REPLACEMENT {
+            &mut self.replace
+        } else {
+            &mut self.now
+        }
+    }
+
     pub(super) fn is_running(&self) -> bool {
-        self.now.is_some()
+        self.now.is_some() || self.replace.is_some()
     }
 }
 
@@ -103,6 +114,13 @@ impl Array {
         let Some(device) = leg.device() else {
             return Attempt::Retry;
         };
+        if leg.index == REPLACEMENT {
+            match self.turn_of_replacement(leg) {
+                Turn::Go => {}
+                Turn::Wait => return Attempt::Retry,
+                Turn::Promoted => return Attempt::Done,
+            }
+        }
         if !mutation::off("raid.readd-fenced") {
             let fenced = device.submit(Op::Fence, IoCtx::metadata()).await;
             if fenced.is_err() {
@@ -147,9 +165,15 @@ impl Array {
     async fn rebuild(&self, leg: &Leg, survivor: &Leg, resume: Resume) -> Result<(), IoError> {
         let began = self.rt.now();
         let by_bitmap = resume == Resume::Bits;
+        let kind = match leg.index {
+            REPLACEMENT => "replace",
+            _ => "recovery",
+        };
+        let name = leg.name();
         leg.window.borrow_mut().clear();
         leg.restoring.set(false);
         leg.set_state(LegState::Rebuilding);
+        leg.awaited.set(false);
         if let Resume::From(from) = resume {
             leg.rebuilt_to.set(Some(from));
             leg.rebuilt_durably.set(Some(from));
@@ -161,29 +185,34 @@ impl Array {
             .iter()
             .map(|range| range.end.0 - range.start.0)
             .sum::<u64>();
-        self.begin_progress("recovery", leg, total);
+        self.begin_progress(kind, leg, total);
         let result = self.copy_all(leg, survivor, todo).await;
         if result.is_err() && self.stopping.get() && leg.is_on_record_rebuilding() {
-            self.note_progress(leg).await?;
+            let _ = self.note_progress(leg).await;
         }
-        let copied = self.end_progress();
+        let copied = self.end_progress(leg);
         if result.is_ok() {
-            self.join_in(leg, survivor).await?;
+            match kind {
+                "replace" => self.take_over(leg).await?,
+                _ => self.join_in(leg, survivor).await?,
+            }
         }
         let last = LastSync {
-            kind: "recovery",
-            leg: leg.name(),
+            kind,
+            leg: name,
             bitmap: by_bitmap,
             copied_bytes: copied,
             elapsed: self.rt.now().since(began),
             done: result.is_ok(),
         };
+        let last_name = last.leg.clone();
         self.sync.borrow_mut().last = Some(last);
         if result.is_ok() {
             self.sync.borrow_mut().full = false;
             let text = format!("in sync again, {copied} bytes copied");
-            self.report_leg("sync_done", leg, text.clone(), false);
-            self.report_leg("leg_readded", leg, text, false);
+            let object = format!("{} {}", self.options.volume, last_name);
+            self.report("sync_done", object.clone(), text.clone(), false);
+            self.report("leg_readded", object, text, false);
         }
         result
     }
@@ -192,6 +221,10 @@ impl Array {
     /// never taken for whole.
     async fn note_rebuild(&self, survivor: &Leg) -> Result<(), IoError> {
         let _turn = self.meta_turn.take().await;
+        if self.leg(REPLACEMENT).state() == LegState::Rebuilding && self.out_mask() == 0 {
+            // No state of a slot changes: the superblocks name one more device.
+            return self.write_superblocks().await;
+        }
         let events = self.next_events();
         let out = self.out_mask();
         while !self.tell_witness(events, out, false).await {}
@@ -222,7 +255,7 @@ impl Array {
         let mut since_note = 0;
         for chunk in todo {
             since_note += self.copy_chunk(leg, survivor, &chunk).await?;
-            self.advance(chunk.end.0 - chunk.start.0);
+            self.advance(leg, chunk.end.0 - chunk.start.0);
             let rebuilt_to = leg.rebuilt_to.get().map(|to| to.max(chunk.end.0));
             let is_next = leg.rebuilt_to.get().is_some_and(|to| chunk.start.0 <= to);
             if is_next {
@@ -272,8 +305,9 @@ impl Array {
             let sectors = unit.end.0 - unit.start.0;
             copied += sectors;
             units.push(self.paced(async move {
+                self.give_way(leg).await?;
                 self.copy_unit(leg, survivor, unit).await?;
-                self.count_copied(sectors * SECTOR_BYTES);
+                self.count_copied(leg, sectors * SECTOR_BYTES);
                 Ok(())
             }));
             room = units.below(self.units_at_once()).await;
@@ -464,7 +498,7 @@ impl Array {
     }
 
     /// The leg has everything: from now on its answers count, and both superblocks say so.
-    async fn join_in(&self, leg: &Leg, survivor: &Leg) -> Result<(), IoError> {
+    pub(super) async fn join_in(&self, leg: &Leg, survivor: &Leg) -> Result<(), IoError> {
         // From here on it is judged like a leg in sync.
         self.changed
             .until(|| leg.state() != LegState::Rebuilding || !self.is_behind(leg))
@@ -475,7 +509,8 @@ impl Array {
             .until(|| leg.state() != LegState::Joining || !self.owes(leg, true))
             .await;
         self.flush_round().await?;
-        self.write_pages(false).await;
+        // Page writes that nobody waited for may have overtaken each other there.
+        self.write_pages(true).await;
         let turn = self.meta_turn.take().await;
         if leg.state() != LegState::Joining || survivor.state() != LegState::InSync {
             return Err(IoError::not_applied(Kind::Closed));
@@ -506,7 +541,10 @@ impl Array {
 
     /// Equalises what the previous run, or a failed write, left in doubt.
     pub(super) fn spawn_resync(&self) {
-        let both_in = self.legs.iter().all(|leg| leg.state() == LegState::InSync);
+        let both_in = self
+            .slots()
+            .iter()
+            .all(|leg| leg.state() == LegState::InSync);
         if self.raid_disks.get() < 2 || self.recorded_out.get() != 0 {
             // One leg alone differs from nobody; the other will be copied under bits that stay.
             self.intent.borrow_mut().trust_all();
@@ -546,9 +584,9 @@ impl Array {
                     break;
                 }
             }
-            self.advance(range.end.0 - range.start.0);
+            self.advance(target, range.end.0 - range.start.0);
         }
-        let copied = self.end_progress();
+        let copied = self.end_progress(target);
         let last = LastSync {
             kind: "resync",
             leg: target.name(),
@@ -586,7 +624,7 @@ impl Array {
 
     async fn equalise_unit(&self, range: Range<Sector>) -> Result<(), IoError> {
         let _lock = self.lock(range.clone()).await;
-        let [a, b] = &self.legs;
+        let [a, b, _] = &self.legs;
         if a.state() != LegState::InSync || b.state() != LegState::InSync {
             return Err(IoError::not_applied(Kind::Closed));
         }
@@ -612,7 +650,7 @@ impl Array {
                 Some((_, data)) => self.put(a, part, data).await?,
                 None => continue,
             }
-            self.count_copied(bytes);
+            self.count_copied(b, bytes);
         }
         Ok(())
     }
@@ -645,7 +683,7 @@ impl Array {
             format!("{kind} of {} bytes", sectors * 512),
             false,
         );
-        self.sync.borrow_mut().now = Some(SyncSnapshot {
+        *self.sync.borrow_mut().of(leg.index) = Some(SyncSnapshot {
             kind,
             leg: leg.name(),
             done_bytes: 0,
@@ -655,24 +693,21 @@ impl Array {
         });
     }
 
-    fn advance(&self, sectors: u64) {
-        if let Some(now) = &mut self.sync.borrow_mut().now {
+    fn advance(&self, leg: &Leg, sectors: u64) {
+        if let Some(now) = self.sync.borrow_mut().of(leg.index) {
             now.done_bytes += sectors * SECTOR_BYTES;
         }
     }
 
-    fn count_copied(&self, bytes: u64) {
-        if let Some(now) = &mut self.sync.borrow_mut().now {
+    fn count_copied(&self, leg: &Leg, bytes: u64) {
+        if let Some(now) = self.sync.borrow_mut().of(leg.index) {
             now.copied_bytes += bytes;
         }
     }
 
-    fn end_progress(&self) -> u64 {
+    fn end_progress(&self, leg: &Leg) -> u64 {
         self.changed.notify();
-        self.sync
-            .borrow_mut()
-            .now
-            .take()
-            .map_or(0, |now| now.copied_bytes)
+        let ended = self.sync.borrow_mut().of(leg.index).take();
+        ended.map_or(0, |now| now.copied_bytes)
     }
 }

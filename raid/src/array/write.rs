@@ -94,14 +94,14 @@ pub(super) struct WriteOp {
     /// Range of the array; `None` for metadata.
     range: Option<Range<Sector>>,
     /// Absolute place on each leg.
-    places: [Sector; 2],
+    places: [Sector; 3],
     sectors: u64,
     body: Body,
     ctx: IoCtx,
     rule: Rule,
     /// Of a rebuild: the leg's content does not count yet.
     is_copy: bool,
-    outcomes: [Outcome; 2],
+    outcomes: [Outcome; 3],
     promise: Option<Promise>,
 }
 
@@ -194,6 +194,7 @@ impl Array {
             self.dispatch(write);
         } else {
             self.tables.borrow_mut().held.push_back(write);
+            self.arm_tick(self.rt.now() + self.options.late_after);
         }
         completion
     }
@@ -214,7 +215,25 @@ impl Array {
             .legs
             .iter()
             .any(|leg| leg.is_required() && leg.restoring.get());
-        !locked && is_active && has_bits && has_room && !restoring
+        !locked && is_active && has_bits && has_room && !restoring && !self.is_owed(&range)
+    }
+
+    /// Whether a leg being rebuilt still owes a write in `range` that was acknowledged without it:
+    /// two overlapping ones under way might land in either order.
+    fn is_owed(&self, range: &Range<Sector>) -> bool {
+        let is_rebuilding =
+            |leg: &Leg| matches!(leg.state(), LegState::Rebuilding | LegState::Joining);
+        let owed = |op: &WriteOp| op.is_acknowledged() && op.is_pending() && op.overlaps(range);
+        self.legs.iter().any(is_rebuilding) && self.tables.borrow().writes.values().any(owed)
+    }
+
+    /// Whether a foreground write waits for what a leg being rebuilt owes.
+    pub(super) fn is_awaited(&self, leg: &Leg) -> bool {
+        let at = usize::from(leg.index.0);
+        let tables = self.tables.borrow();
+        let owed = |op: &&WriteOp| matches!(op.outcomes[at], Outcome::Pending(_));
+        let waits_for = |op: &WriteOp| tables.held.iter().any(|write| op.overlaps(&write.range()));
+        leg.awaited.get() || tables.writes.values().filter(owed).any(waits_for)
     }
 
     /// Whether every leg's window takes `bytes` more; a flush is begun where not.
@@ -273,14 +292,14 @@ impl Array {
         let place = |leg: &Leg| Sector(leg.places().data.0 + range.start.0);
         self.intent.borrow_mut().begin(&range);
         let op = WriteOp {
-            places: [place(&self.legs[0]), place(&self.legs[1])],
+            places: self.legs.each_ref().map(place),
             range: Some(range),
             sectors: write.sectors,
             body: write.body,
             ctx: write.ctx,
             rule: Rule::Mirrored,
             is_copy: false,
-            outcomes: [Outcome::None, Outcome::None],
+            outcomes: [const { Outcome::None }; 3],
             promise: Some(write.promise),
         };
         let targets = self.mask(Leg::takes_writes);
@@ -344,13 +363,13 @@ impl Array {
         }
         let op = WriteOp {
             range,
-            places: [on_leg.start; 2],
+            places: [on_leg.start; 3],
             sectors: on_leg.end.0 - on_leg.start.0,
             body,
             ctx,
             rule: Rule::Direct,
             is_copy,
-            outcomes: [Outcome::None, Outcome::None],
+            outcomes: [const { Outcome::None }; 3],
             promise: Some(promise),
         };
         self.send(op, self.leg(leg).bit());
@@ -358,7 +377,7 @@ impl Array {
     }
 
     /// Writes the same metadata to every leg that takes writes.
-    pub(super) fn write_everywhere(&self, places: [Sector; 2], data: IoVec) -> Completion {
+    pub(super) fn write_everywhere(&self, places: [Sector; 3], data: IoVec) -> Completion {
         let (promise, completion) = completion::pair();
         let op = WriteOp {
             range: None,
@@ -368,7 +387,7 @@ impl Array {
             ctx: IoCtx::metadata(),
             rule: Rule::Mirrored,
             is_copy: false,
-            outcomes: [Outcome::None, Outcome::None],
+            outcomes: [const { Outcome::None }; 3],
             promise: Some(promise),
         };
         self.send(op, self.mask(Leg::takes_writes));

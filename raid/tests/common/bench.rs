@@ -62,6 +62,28 @@ impl Bench {
             .collect()
     }
 
+    /// A device that is no leg yet.
+    pub(crate) fn another(&self, seed: u64) -> Rc<SimLeg> {
+        SimLeg::new(&self.world.rt(), &self.pool, LEG_SECTORS, seed)
+    }
+
+    /// Opens legs and spares by name.
+    pub(crate) fn open_named(
+        &self,
+        legs: &[(&str, Option<Rc<SimLeg>>)],
+    ) -> Result<Rc<Array>, AssembleError> {
+        let input = |(name, leg): &(&str, Option<Rc<SimLeg>>)| LegInput {
+            name: (*name).to_owned(),
+            device: leg.clone().map(|leg| leg as Rc<dyn BlockDevice>),
+        };
+        let input = legs.iter().map(input).collect();
+        let (rt, pool) = (self.world.rt(), self.pool.clone());
+        let witness = Rc::new(Shared(self.witness.clone()));
+        let options = Options::new("vol1");
+        let assembled = async move { assemble(rt, pool, witness, options, input, false).await };
+        self.world.block_on(assembled)
+    }
+
     pub(crate) fn open(&self, present: [bool; 2]) -> Result<Rc<Array>, AssembleError> {
         self.open_with(present, Options::new("vol1"), false)
     }

@@ -212,6 +212,37 @@ fn mdadm_accepts_legs_in_every_state() {
 }
 
 #[test]
+fn mdadm_accepts_a_replacement_that_is_being_filled() {
+    let pair = pair(2, 204_800);
+    let array = open(&pair);
+    let geometry = Geometry::plain(204_800);
+    let timing = MemTiming {
+        write: std::time::Duration::from_millis(50),
+        ..MemTiming::default()
+    };
+    let third = MemDevice::new(pair.world.rt(), pair.pool.clone(), geometry, timing);
+    let (replacing, device) = (array.clone(), Rc::new(third.clone()));
+    let begun = async move { replacing.replace("sto2", "sto3", device, true, false).await };
+    pair.world.block_on(begun).expect("begun");
+    let text = examine(&to_file("replacement", &third));
+    assert_eq!(field(&text, "Feature Map"), "0x13");
+    assert_eq!(field(&text, "Device Role"), "Replacement device 1");
+    assert!(field(&text, "Checksum").ends_with("correct"), "{text}");
+    assert_eq!(field(&text, "Recovery Offset"), "0 sectors");
+    let bitmap = examine_bitmap("replacement-bitmap", &third);
+    assert_eq!(field(&text, "Array UUID"), field(&bitmap, "UUID"));
+    pair.world.run_for(std::time::Duration::from_secs(60));
+    for (n, leg) in [&pair.legs[0], &third].into_iter().enumerate() {
+        let text = examine(&to_file(&format!("replaced{n}"), leg));
+        assert_eq!(field(&text, "Device Role"), format!("Active device {n}"));
+        assert!(field(&text, "Array State").starts_with("AA"), "{text}");
+        assert_eq!(field(&text, "Feature Map"), "0x1");
+    }
+    let old = examine(&to_file("replaced-old", &pair.legs[1]));
+    assert_eq!(field(&old, "Device Role"), "spare");
+}
+
+#[test]
 fn mdadm_accepts_a_single_leg() {
     let pair = pair(1, 204_800);
     let text = examine(&to_file("single", &pair.legs[0]));

@@ -324,3 +324,48 @@ fn what_may_not_replace_is_refused() {
     assert_eq!(trio.bench.states(&array)[1], "in-sync");
     assert!(trio.third.geometry().sectors > 0);
 }
+
+#[test]
+fn a_spare_is_taken_for_a_leg_that_failed_and_not_for_one_that_is_late() {
+    let (trio, array) = Trio::new(11);
+    assert_eq!(array.wants_spare(), None);
+    trio.bench.legs[1].hang();
+    trio.bench.write(&array, 8, 1).expect("degraded");
+    trio.bench.run(100_000);
+    assert_eq!(array.wants_spare(), None, "it may come back");
+    trio.bench.legs[1].unhang();
+    trio.bench.run(40_000);
+    assert_eq!(trio.bench.states(&array), ["in-sync", "in-sync"]);
+    trio.bench.legs[1].go_down();
+    trio.bench.write(&array, 8, 2).expect("degraded");
+    trio.bench.run(170_000);
+    assert_eq!(array.wants_spare(), None, "counted from when it went out");
+    trio.bench.run(20_000);
+    assert_eq!(array.wants_spare().as_deref(), Some("sto2"));
+    trio.replace(&array).expect("filled in its place");
+    assert_eq!(array.wants_spare(), None);
+    trio.until_filled(&array);
+    trio.assert_third_is_equal();
+}
+
+#[test]
+fn a_spare_is_taken_at_once_for_a_leg_that_will_not_come_back() {
+    for by_operator in [true, false] {
+        let (trio, array) = Trio::new(12);
+        if by_operator {
+            let failing = array.clone();
+            let failed = async move { failing.fail("sto2").await };
+            trio.bench.world.block_on(failed).expect("failed");
+        } else {
+            trio.bench.legs[1].go_down();
+            trio.bench.write(&array, 8, 2).expect("degraded");
+            trio.bench.legs[1].blank();
+            trio.bench.legs[1].down.set(false);
+            trio.bench.run(1000); // another device came back in its place
+        }
+        assert_eq!(array.wants_spare().as_deref(), Some("sto2"));
+        trio.replace(&array).expect("filled in its place");
+        trio.until_filled(&array);
+        trio.assert_third_is_equal();
+    }
+}

@@ -125,6 +125,9 @@ impl Array {
 
     /// The leg is out from now on; it is looked for again unless its reason forbids.
     fn put_out(&self, leg: &Leg) {
+        if leg.is_required() && leg.state() != LegState::Joining {
+            leg.out_since.set(self.rt.now());
+        }
         leg.set_state(LegState::Out);
         self.drop_pending(leg);
         leg.window.borrow_mut().clear();

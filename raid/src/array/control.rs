@@ -228,6 +228,7 @@ impl Array {
         *leg.superblock.borrow_mut() = Some(superblock);
         leg.set_state(LegState::Out);
         leg.why.set(Why::Missing);
+        leg.out_since.set(self.rt.now());
         self.sync.borrow_mut().full = full;
         self.watch(leg);
         self.guard_sessions(leg);

@@ -85,6 +85,8 @@ pub(crate) struct Leg {
     pub(crate) reserved_bytes: Cell<u64>,
     /// Its window is being written again after a loss of its cache.
     pub(crate) restoring: Cell<bool>,
+    /// Since when its content does not count.
+    pub(crate) out_since: Cell<Instant>,
     /// It is being rebuilt, and all writes wait for it.
     pub(crate) awaited: Cell<bool>,
     /// Flushes and fences that it owes.
@@ -121,6 +123,7 @@ impl Leg {
             window: RefCell::default(),
             reserved_bytes: Cell::new(0),
             restoring: Cell::new(false),
+            out_since: Cell::new(Instant(0)),
             awaited: Cell::new(false),
             waits: Cell::new(0),
             losses: Cell::new(0),

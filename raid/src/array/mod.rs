@@ -83,6 +83,8 @@ pub struct Options {
     pub stop_within: Duration,
     /// A leg that went out more than twice within a minute stays out for so long.
     pub penalty: Duration,
+    /// A leg that may come back by itself is given up for a spare after so long.
+    pub spare_after: Duration,
     /// How often bits are looked at for clearing.
     pub bitmap_sleep: Duration,
     /// Who claims the legs; `None`: no claim is written or asked for.
@@ -105,6 +107,7 @@ impl Options {
             fence_patience: Duration::from_millis(500),
             stop_within: Duration::from_millis(3500),
             penalty: Duration::from_secs(30),
+            spare_after: Duration::from_secs(180),
             bitmap_sleep: Duration::from_secs(5),
             owner: None,
             on_alone: None,
@@ -279,6 +282,7 @@ impl Array {
         let begins = start.legs.iter();
         let begins = begins.chain(start.replacement.iter().map(|(_, begin)| begin));
         for (leg, begin) in array.legs.iter().zip(begins) {
+            leg.out_since.set(array.rt.now());
             if leg.device().is_some() && begin.state == LegState::Out {
                 array.spawn_return(leg.index, begin.resume);
             }

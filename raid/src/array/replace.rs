@@ -60,6 +60,30 @@ impl Array {
         self.fill(leg, name, device, full).await
     }
 
+    /// The leg whose slot a spare should be given now, if any: hand the spare to
+    /// [`Array::replace`] under this name, unforced, so that only a blank one is taken.
+    ///
+    /// A leg that failed for good (it refused a write, came back as another device, or an
+    /// operator failed it) is given up at once, as md does. One that is silent, unreachable or
+    /// was not there at start may come back by itself, and then lacks little: it is given up
+    /// after [`super::Options::spare_after`] without having been in sync.
+    pub fn wants_spare(&self) -> Option<String> {
+        let is_idle = self.leg(REPLACEMENT).state() == LegState::Absent;
+        if !is_idle || !self.recovered.get() || self.closed().is_some() {
+            return None;
+        }
+        let configured = usize::from(self.raid_disks.get());
+        let patience = self.options.spare_after;
+        let is_given_up = |leg: &&Leg| {
+            let is_gone = matches!(leg.state(), LegState::Out | LegState::Absent);
+            let long = self.rt.now().since(leg.out_since.get()) >= patience;
+            let serves = self.peer(leg.index).state() == LegState::InSync;
+            is_gone && serves && (long || !leg.why.get().comes_back())
+        };
+        let leg = self.legs[..configured].iter().find(is_given_up)?;
+        Some(leg.name())
+    }
+
     /// Whether the device is blank, and whether it is the leg itself.
     async fn judge_successor(
         &self,
@@ -159,6 +183,7 @@ impl Array {
         old.take_from(replacement);
         old.attempts.set(old.attempts.get() + 1);
         old.set_state(LegState::Out);
+        old.out_since.set(self.rt.now());
         self.watch(old);
         self.guard_sessions(old);
         self.changed.notify();

@@ -1,10 +1,12 @@
 //! Every decoder, and the session as a whole, under random and mutated input: no panic, no hang,
-//! every task ends once. A million executions a parser in release builds, fewer in debug ones.
+//! every task ends once. A million executions a parser.
 
 mod peer;
 
+use blockdev::{alua, reserve};
 use iscsi_initiator::discover::parse_targets;
-use iscsi_initiator::login::keys::Offer;
+use iscsi_initiator::login::chap::{ChapConfig, Secret};
+use iscsi_initiator::login::keys::{DigestWish, Offer};
 use iscsi_initiator::name::{check_name, Portal};
 use iscsi_initiator::pdu::{split_sense, Response};
 use iscsi_initiator::scsi::{sense, unit};
@@ -15,12 +17,8 @@ use std::collections::BTreeMap;
 use zerocopy::byteorder::big_endian::U32;
 use zerocopy::IntoBytes;
 
-const RUNS: u64 = if cfg!(debug_assertions) {
-    20_000
-} else {
-    1_000_000
-};
-const SESSIONS: u64 = if cfg!(debug_assertions) { 300 } else { 3_000 };
+const RUNS: u64 = 1_000_000;
+const SESSIONS: u64 = 5_000;
 
 /// splitmix64.
 struct Dice(u64);
@@ -189,17 +187,60 @@ fn capacity_mode_and_luns() {
     );
 }
 
-/// Random bytes and mutated responses during the login.
+#[test]
+fn reservations_and_port_groups() {
+    let mut status = vec![0, 0, 0, 1, 0, 0, 0, 56, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0];
+    status.extend([1, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 32, 5, 0, 0, 28]);
+    status.extend(b"iqn.2024-12.a:b,i,0x8000\0\0\0\0");
+    fuzz(12, &status, |input| {
+        if let Some(status) = reserve::full_status(input) {
+            assert!(status.registrants.len() <= input.len() / 24);
+        }
+        if let Some(keys) = reserve::keys(input) {
+            assert!(keys.keys.len() <= input.len() / 8);
+        }
+        let _ = (reserve::reservation(input), reserve::capabilities(input));
+    });
+    let groups = [
+        0, 0, 0, 16, 0x10, 60, 0, 0, 0x80, 0x0f, 0, 1, 0, 2, 0, 1, 0, 0, 0, 1,
+    ];
+    fuzz(13, &groups, |input| {
+        if let Some(groups) = alua::port_groups(input) {
+            assert!(groups.groups.len() <= input.len() / 8);
+        }
+    });
+}
+
+/// Random bytes and mutated responses during the login, without and with CHAP.
 #[test]
 fn logins() {
     let mut dice = Dice(11);
-    for _ in 0..SESSIONS {
-        let mut peer = Peer::new(config(Offer::default()));
-        for round in 0..4 {
+    for turn in 0..2 * SESSIONS {
+        let mut config = config(Offer::default());
+        let has_chap = turn % 2 == 1;
+        if has_chap {
+            let secret = |text: &str| Secret::new(text).expect("a secret");
+            let target = ("t".to_owned(), secret("the target's secret"));
+            let chap = ChapConfig::new("u", secret("our own secret"), Some(target), &[]);
+            config.login.chap = Some(chap.expect("two secrets"));
+        }
+        let mut peer = Peer::new(config);
+        for round in 0..5 {
             peer.pump();
-            let response = peer.login_response(round.min(1), if round == 0 { 1 } else { 3 });
-            let keys: &[u8] = match round {
-                0 => b"TargetPortalGroupTag=1\0AuthMethod=None\0",
+            let (stage, next) = match (has_chap, round) {
+                (true, 0..=1) | (false, 0) => (0, 1),
+                (true, 2) => (0, 1),
+                _ => (1, 3),
+            };
+            let mut response = peer.login_response(stage, next);
+            if has_chap && round < 2 {
+                response.flags = 0;
+            }
+            let keys: &[u8] = match (has_chap, round) {
+                (false, 0) => b"TargetPortalGroupTag=1\0AuthMethod=None\0",
+                (true, 0) => b"TargetPortalGroupTag=1\0AuthMethod=CHAP\0",
+                (true, 1) => b"CHAP_A=5\0CHAP_I=7\0CHAP_C=0x0102030405060708\0",
+                (true, 2) => b"CHAP_N=t\0CHAP_R=0b0123456789abcdef012345\0",
                 _ => b"HeaderDigest=None\0MaxBurstLength=4096\0InitialR2T=Yes\0",
             };
             let mut wire = peer.encode(response.as_bytes(), keys);
@@ -222,14 +263,12 @@ fn logins() {
 fn sessions() {
     for seed in 0..SESSIONS {
         let mut dice = Dice(seed);
-        let mut peer = Peer::logged_in(
-            Offer::default(),
-            b"InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=8192\0MaxOutstandingR2T=4\0",
-        );
+        let (offer, keys) = negotiated(seed);
+        let mut peer = Peer::logged_in(offer, keys);
         let mut open: BTreeMap<_, u32> = BTreeMap::new();
         let mut tags: Vec<U32> = Vec::new();
         for _ in 0..40 {
-            match dice.below(12) {
+            match dice.below(16) {
                 0..=2 if peer.session.is_open() => {
                     open.insert(peer.read(512 << dice.below(6)), 0);
                 }
@@ -251,7 +290,24 @@ fn sessions() {
                         peer.session.withdraw(tag);
                     }
                 }
-                8 => peer.pump(),
+                8 => {
+                    peer.pump();
+                    let due = peer.session.poll_timeout().filter(|_| dice.below(3) == 0);
+                    if let Some(due) = due {
+                        peer.now = peer.now.max(due);
+                        peer.session.handle_timeout(due);
+                    }
+                }
+                9 if peer.session.is_open() && dice.below(3) == 0 => {
+                    if let Ok(tag) = peer.session.text(vec![b'x'; dice.below(20_000)]) {
+                        open.insert(tag, 0);
+                    }
+                }
+                10 if dice.below(12) == 0 => {
+                    if let Ok(tag) = peer.session.logout() {
+                        open.insert(tag, 0);
+                    }
+                }
                 _ => {
                     tags.extend(peer.all().iter().map(|pdu| pdu.generic().task_tag));
                     let wire = response(&mut peer, &mut dice, &tags);
@@ -278,6 +334,40 @@ fn sessions() {
     }
 }
 
+/// Keys of every kind in turn: digests, data in any order, FastAbort.
+fn negotiated(seed: u64) -> (Offer, &'static [u8]) {
+    let offer = Offer::default();
+    match seed % 4 {
+        0 => (
+            offer,
+            b"InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=8192\0MaxOutstandingR2T=4\0",
+        ),
+        1 => (
+            Offer {
+                header_digest: DigestWish::Crc32c,
+                data_digest: DigestWish::Crc32c,
+                ..offer
+            },
+            b"HeaderDigest=CRC32C\0DataDigest=CRC32C\0InitialR2T=Yes\0",
+        ),
+        2 => (
+            Offer {
+                data_pdu_in_order: false,
+                data_sequence_in_order: false,
+                ..offer
+            },
+            b"DataPDUInOrder=No\0DataSequenceInOrder=No\0ImmediateData=No\0",
+        ),
+        _ => (
+            Offer {
+                fast_abort: true,
+                ..offer
+            },
+            b"TaskReporting=FastAbort\0InitialR2T=No\0MaxRecvDataSegmentLength=512\0",
+        ),
+    }
+}
+
 fn settle(peer: &mut Peer, open: &mut BTreeMap<iscsi_initiator::session::task::Tag, u32>) {
     for event in peer.events() {
         if let Event::Done(tag, _) = event {
@@ -299,7 +389,7 @@ fn response(peer: &mut Peer, dice: &mut Dice, tags: &[U32]) -> Vec<u8> {
     dice.fill(&mut data);
     let offset = 512 * dice.below(4) as u32 * (dice.below(4) == 0) as u32;
     let data_sn = (dice.below(8) == 0) as u32;
-    let mut wire = match dice.below(9) {
+    let mut wire = match dice.below(10) {
         0 => {
             let pdu = peer.last_data_in(tag, data_sn, offset);
             peer.encode(pdu.as_bytes(), &data)
@@ -327,6 +417,11 @@ fn response(peer: &mut Peer, dice: &mut Dice, tags: &[U32]) -> Vec<u8> {
         7 => {
             let pdu = peer.async_message(dice.below(7) as u8);
             peer.encode(pdu.as_bytes(), &data[..18])
+        }
+        8 => {
+            let ttt = if dice.below(2) == 0 { u32::MAX } else { 5 };
+            let pdu = peer.text_response(tag, ttt);
+            peer.encode(pdu.as_bytes(), b"MaxRecvDataSegmentLength=4096\0")
         }
         _ => {
             let pdu = peer.reject(6);

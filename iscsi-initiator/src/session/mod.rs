@@ -516,6 +516,7 @@ impl Session {
             );
         }
         self.tx = Transmitter::default();
+        self.rx.stop();
         self.ping = None;
         self.acknowledge_at = None;
         self.events.push_back(Event::Closed(cause));

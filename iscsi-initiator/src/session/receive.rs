@@ -90,6 +90,12 @@ impl Receiver {
         }
     }
 
+    /// The stream is over: nothing is still to come.
+    pub(super) fn stop(&mut self) {
+        self.state = State::Header;
+        self.start = self.end;
+    }
+
     /// Payload of the PDU being received that is still to come.
     pub(super) fn data_left(&self) -> usize {
         match &self.state {

@@ -105,6 +105,8 @@ pub(crate) struct Allocator {
     fresh_regions: Vec<u32>,
     cursor: u32,
     free: u64,
+    /// A unit that was to be counted against what the pages say.
+    contradiction: Option<u64>,
 }
 
 /// Tells whether an unanswered write may still land in `n` units from `unit`.
@@ -136,6 +138,7 @@ impl Allocator {
             fresh_regions: Vec::new(),
             cursor: 0,
             free: 0,
+            contradiction: None,
         }
     }
 
@@ -215,33 +218,40 @@ impl Allocator {
         )
     }
 
+    /// A unit of which maps and counts said different things since the last call: shared under two
+    /// sums, given up twice, no place for data. Such a count was left as it was; nothing more may be
+    /// written, for units that are in use may seem free.
+    pub(crate) fn take_contradiction(&mut self) -> Option<u64> {
+        self.contradiction.take()
+    }
+
     /// One more reference to a unit, which holds what `ptr` says.
     pub(crate) fn incr(&mut self, ptr: Ptr) {
         let (refs, crc) = self.refs(ptr.unit);
-        assert!(
-            refs == 0 || crc == ptr.crc,
-            "unit {} shared under two sums",
-            ptr.unit
-        );
-        assert!(
-            !self.system.contains_key(&ptr.unit),
-            "unit {} belongs to a tree",
-            ptr.unit
-        );
+        if (refs > 0 && crc != ptr.crc)
+            || refs == u16::MAX
+            || ptr.unit >= self.units
+            || !matches!(self.role(ptr.unit), Role::Plain | Role::Pending)
+        {
+            self.contradiction = Some(ptr.unit);
+            return;
+        }
         if refs == 0 {
             self.busy.remove(&ptr.unit);
             self.used[(ptr.unit / ALLOC_UNITS) as usize] += 1;
             self.clear_ready(ptr.unit);
         }
-        let refs = refs.checked_add(1).expect("references were checked before");
-        self.set(ptr.unit, refs, ptr.crc);
+        self.set(ptr.unit, refs + 1, ptr.crc);
     }
 
     /// One reference less, by the frame `seq`. A unit that nobody refers to any more is free when
     /// that frame is durable, or, with `page`, when a checkpoint at or behind it is.
     pub(crate) fn decr(&mut self, unit: u64, seq: u64, page: bool) {
         let (refs, crc) = self.refs(unit);
-        assert!(refs > 0, "unit {unit} is given up twice");
+        if refs == 0 || unit >= self.units {
+            self.contradiction = Some(unit);
+            return;
+        }
         self.set(unit, refs - 1, if refs == 1 { 0 } else { crc });
         if refs > 1 {
             return;
@@ -325,6 +335,19 @@ impl Allocator {
         if let Some(region) = self.ready.iter_mut().find(|r| r.index == index) {
             region.set((unit % ALLOC_UNITS) as usize, false);
         }
+    }
+
+    /// Whether `pages` pages of the trees, which are known, lie each in a place of its own.
+    pub(crate) fn is_laid_out(&self, pages: usize) -> bool {
+        let mut behind = 0;
+        let apart = self.fixed.iter().all(|(&first, &end)| {
+            let apart = first >= behind;
+            behind = end;
+            apart
+        });
+        let on_fixed =
+            |(&first, &end): (&u64, &u64)| self.system.range(first..end).next().is_some();
+        apart && self.system.len() == pages && !self.fixed.iter().any(on_fixed)
     }
 
     /// A taken unit becomes a tree page.
@@ -582,6 +605,26 @@ mod tests {
         alloc.release_durable(10, &clean);
         assert_eq!(alloc.role(unit), Role::Tree(3));
         assert_eq!(alloc.free(), 0);
+    }
+
+    #[test]
+    fn counts_that_contradict_maps_are_told_and_left() {
+        let mut alloc = fresh(1400);
+        for unit in [100, 700, 1 << 39] {
+            assert_eq!(alloc.missing(unit), None);
+        }
+        let ptr = |unit, crc| Ptr { unit, crc };
+        alloc.incr(ptr(100, 1));
+        assert_eq!(alloc.take_contradiction(), None);
+        alloc.incr(ptr(100, 2));
+        assert_eq!(alloc.take_contradiction(), Some(100));
+        alloc.decr(700, 5, false);
+        assert_eq!(alloc.take_contradiction(), Some(700));
+        alloc.incr(ptr(1 << 39, 1));
+        assert_eq!(alloc.take_contradiction(), Some(1 << 39));
+        alloc.incr(ptr(3, 1));
+        assert_eq!(alloc.take_contradiction(), Some(3), "a superblock slot");
+        assert_eq!(alloc.refs(100), (1, 1));
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use crate::layout::{sector, Page, SLOTS_PER_END, UNITS_MAX, UNIT_BYTES, UNIT_SECTORS};
 use crate::options::FormatParams;
-use crate::superblock::{slot_units, Superblock, TreeRoot, SEGMENTS_MAX};
+use crate::superblock::{
+    slot_units, Superblock, TreeRoot, SEGMENTS_MAX, SEGMENTS_MIN, SEGMENT_UNITS_MAX,
+    SEGMENT_UNITS_MIN,
+};
 use blockdev::{Durability, IoCtx, IoError, IoVec, Mirror, Op, Pool};
 use std::rc::Rc;
 use thiserror::Error;
@@ -51,7 +54,9 @@ pub async fn format(
     if params.name.len() > 64 || params.name.is_empty() {
         return Err(FormatError::Params("a volume's name has 1 to 64 bytes"));
     }
-    if !(8..=SEGMENTS_MAX as u32).contains(&count) || !(8..=65_536).contains(&segment_units) {
+    if !(SEGMENTS_MIN..=SEGMENTS_MAX).contains(&(count as usize))
+        || !(SEGMENT_UNITS_MIN..=SEGMENT_UNITS_MAX).contains(&segment_units)
+    {
         return Err(FormatError::Params(
             "8 to 64 journal segments of 8 to 65536 units",
         ));

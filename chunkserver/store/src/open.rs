@@ -26,6 +26,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use thiserror::Error;
 
+/// Directory pages that a superblock may claim: 1 G chunks. What is resident of them is taken before
+/// they are read.
+const DIRECTORY_LEAVES_MAX: u64 = 1 << 24;
 /// Granules verified or rewritten at once after a crash.
 const RECOVERY_BATCH: usize = 1024;
 
@@ -145,7 +148,7 @@ pub(crate) async fn newest_superblock(medium: &Medium) -> Result<Superblock, Ope
 async fn load_tree(medium: &Medium, id: TreeId, sb: &Superblock) -> Result<Tree, OpenError> {
     let damaged = |what: &str| OpenError::Damaged(format!("{what} of the {id:?} tree"));
     let (root, most) = match id {
-        TreeId::Directory => (sb.directory, sb.units),
+        TreeId::Directory => (sb.directory, sb.units.min(DIRECTORY_LEAVES_MAX)),
         TreeId::Alloc => (sb.alloc, sb.units.div_ceil(ALLOC_UNITS)),
     };
     let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -168,7 +171,8 @@ async fn load_base(medium: &Medium, sb: &Superblock, options: &Options) -> Resul
     let dir_tree = load_tree(medium, TreeId::Directory, sb).await?;
     let alloc_tree = load_tree(medium, TreeId::Alloc, sb).await?;
     let mut dir = Directory::new();
-    dir.reserve(usize::try_from(sb.chunks.min(sb.units)).unwrap_or(0));
+    let slots = dir_tree.leaves() as u64 * u64::from(DIR_SLOTS);
+    dir.reserve(usize::try_from(sb.chunks.min(slots)).unwrap_or(0));
     let ptrs: Vec<Ptr> = dir_tree
         .leaf_entries()
         .iter()
@@ -195,7 +199,13 @@ async fn load_base(medium: &Medium, sb: &Superblock, options: &Options) -> Resul
     // Until the dir tree's pages are known to the allocator they count as free.
     let pages = options.map_cache_bytes / UNIT_BYTES;
     let mut alloc = Allocator::new(sb.units, fixed, alloc_tree, pages);
+    let pages_of_trees = alloc.tree.pages().count() + dir_tree.pages().count();
     dir_tree.pages().for_each(|ptr| alloc.add_system(ptr));
+    if !alloc.is_laid_out(pages_of_trees) {
+        return Err(OpenError::Damaged(
+            "pages of the trees lie upon one another or upon the journal".into(),
+        ));
+    }
     alloc.recount();
     let identity = Identity {
         secret: sb.secret,
@@ -314,8 +324,14 @@ impl Store {
             let loaded = self.load(missing).await;
             loaded.map_err(|error| OpenError::Damaged(error.to_string()))?;
         }
-        self.core.borrow_mut().apply(record, seq);
-        Ok(())
+        let mut core = self.core.borrow_mut();
+        core.apply(record, seq);
+        match core.alloc.take_contradiction() {
+            Some(unit) => Err(OpenError::Damaged(format!(
+                "maps and counts disagree about unit {unit} in journal frame {seq}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Looks whether data newer than the mark, and mapped now, has arrived on some leg. Returns
@@ -479,7 +495,13 @@ impl Store {
                 }
                 self.load(missing).await?;
             }
-            self.core.borrow_mut().apply(&record, last);
+            let mut core = self.core.borrow_mut();
+            core.apply(&record, last);
+            if let Some(unit) = core.alloc.take_contradiction() {
+                return Err(ChunkError::Io(format!(
+                    "maps and counts disagree about unit {unit}"
+                )));
+            }
         }
         {
             let mut core = self.core.borrow_mut();

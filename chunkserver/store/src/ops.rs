@@ -308,6 +308,7 @@ impl Store {
             return Err(ChunkError::Exists);
         }
         let (source, slot) = self.lookup(old.0, old.1)?;
+        self.writable()?;
         // A copy of data that the device then refuses could not be taken back.
         let last = self.core.borrow().journal.last_seq();
         self.answered.wait(last).await?;

@@ -316,6 +316,14 @@ impl Store {
         let mut core = self.core.borrow_mut();
         let seq = core.journal.append(record, data);
         core.apply(record, seq);
+        let contradiction = core.alloc.take_contradiction();
+        drop(core);
+        if let Some(unit) = contradiction {
+            // Before the record is sent: what lies on the disk stays as it is.
+            self.fail(&format!(
+                "maps and counts disagree about unit {unit}: run `antler volume check --repair`"
+            ));
+        }
         seq
     }
 

@@ -12,6 +12,11 @@ use thiserror::Error;
 pub const MAGIC: &[u8; 8] = b"ANTLERSB";
 /// The format this build writes.
 pub const FORMAT_VERSION: u32 = 1;
+/// Units of a journal segment: one is read as a whole at the start.
+pub(crate) const SEGMENT_UNITS_MIN: u32 = 8;
+pub(crate) const SEGMENT_UNITS_MAX: u32 = 65_536;
+/// Journal segments: with fewer a checkpoint might find none to go on in.
+pub(crate) const SEGMENTS_MIN: usize = 8;
 /// Journal segments that a superblock can list.
 pub(crate) const SEGMENTS_MAX: usize = 64;
 
@@ -210,19 +215,35 @@ impl Superblock {
             data.contains(&unit) && unit.checked_add(units).is_some_and(|end| end <= data.end)
         };
         let roots = [self.directory, self.alloc];
+        // Counters that go on from here never come round.
+        let counters = [
+            self.epoch,
+            self.run,
+            self.checkpoint_seq,
+            self.journal_index,
+        ];
         self.units < crate::layout::UNITS_MAX
-            && self.segment_units >= 4
-            && self.segments.len() >= 4
+            && counters.iter().all(|&n| n < 1 << 62)
+            && (SEGMENT_UNITS_MIN..=SEGMENT_UNITS_MAX).contains(&self.segment_units)
+            && self.segments.len() >= SEGMENTS_MIN
             && self
                 .segments
                 .iter()
                 .all(|&s| inside(s, self.segment_units.into()))
+            && self.segments_lie_apart()
             && self.segments.contains(&self.journal_unit)
             && roots.iter().all(|r| (r.leaves == 0) == r.ptr.is_hole())
             && roots
                 .iter()
                 .all(|r| r.ptr.is_hole() || inside(r.ptr.unit, 1))
-            && self.journal_seq == self.checkpoint_seq.wrapping_add(1)
+            && self.journal_seq == self.checkpoint_seq + 1
+    }
+
+    fn segments_lie_apart(&self) -> bool {
+        let mut sorted = self.segments.clone();
+        sorted.sort_unstable();
+        let apart = |w: &[u64]| w[1] - w[0] >= self.segment_units.into();
+        sorted.windows(2).all(apart)
     }
 
     /// Features that forbid writing to the volume.
@@ -265,7 +286,7 @@ pub(crate) mod tests {
             owned: 4,
             written_us: 5,
             segment_units: 16,
-            segments: vec![64, 80, 96, 112, 128],
+            segments: (0..8).map(|i| 64 + i * 16).collect(),
         }
     }
 
@@ -285,6 +306,28 @@ pub(crate) mod tests {
         let crc = crc32(&page.0[..4092]);
         page.put(4092, crc.to_le_bytes());
         assert_eq!(Superblock::decode(&page), Err(BadSuperblock::Version(2)));
+    }
+
+    #[test]
+    fn refuses_what_no_release_has_written() {
+        let insane: [fn(&mut Superblock); 8] = [
+            |sb| sb.segments[3] = sb.segments[2],
+            |sb| sb.segments.truncate(7),
+            |sb| sb.epoch = u64::MAX,
+            |sb| sb.checkpoint_seq = u64::MAX,
+            |sb| sb.segment_units = 1 << 20,
+            |sb| sb.segments[0] = 5000,
+            |sb| sb.directory.ptr.unit = 9,
+            |sb| sb.journal_unit = 65,
+        ];
+        for change in insane {
+            let mut sb = sample();
+            change(&mut sb);
+            assert_eq!(
+                Superblock::decode(&sb.encode(0)),
+                Err(BadSuperblock::Invalid)
+            );
+        }
     }
 
     proptest::proptest! {

@@ -679,6 +679,8 @@ impl VolumeLife {
             name: self.config.name.clone(),
             state: if failed.is_some() {
                 model::VolumeState::Failed
+            } else if stats.read_only {
+                model::VolumeState::ReadOnly
             } else {
                 self.state.get()
             },

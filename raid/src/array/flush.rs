@@ -97,8 +97,16 @@ impl Array {
             let answer = device.submit(Op::Flush, IoCtx::metadata()).await;
             self.drain_events(leg.index);
             match answer {
-                Ok(_) if leg.losses.get() == losses => leg.window.borrow_mut().flushed(mark),
-                Ok(_) => return, // it covered nothing: the leg has left
+                _ if leg.losses.get() != losses => return, // it covered nothing: the leg has left
+                Ok(_) => leg.window.borrow_mut().flushed(mark),
+                // Whoever needs the room asks again.
+                Err(IoError {
+                    kind: Kind::Again { after },
+                    ..
+                }) => {
+                    self.rt.sleep(after).await;
+                    return;
+                }
                 Err(error) => {
                     self.fail_leg(leg, Why::Failed, &format!("flush: {error}"));
                     return;
@@ -133,6 +141,13 @@ impl Array {
                 Ok(_) => {
                     leg.window.borrow_mut().flushed(mark);
                     return Some(Ok(()));
+                }
+                // After a cache loss, say: what it lost is written again first.
+                Err(IoError {
+                    kind: Kind::Again { after },
+                    ..
+                }) => {
+                    self.rt.sleep(after).await;
                 }
                 Err(error) => {
                     let unable = error.kind == Kind::Refused(Refusal::NotSupported);

@@ -100,6 +100,8 @@ pub(crate) struct Leg {
     event_waker: RefCell<Option<Waker>>,
     /// Counts its device's comings and goings, so that old tasks notice.
     pub(crate) tenure: Cell<u64>,
+    /// A copy to it is under way, perhaps one that has not noticed that the leg is out.
+    pub(crate) filling: Cell<bool>,
     /// Counts attempts to take it back, so that an old one notices.
     pub(crate) attempts: Cell<u64>,
     pub(crate) gate: RefCell<Option<Rc<dyn blockdev::Admission>>>,
@@ -133,6 +135,7 @@ impl Leg {
             outs: RefCell::default(),
             event_waker: RefCell::default(),
             tenure: Cell::new(0),
+            filling: Cell::new(false),
             attempts: Cell::new(0),
             gate: RefCell::default(),
             rebuilt_to: Cell::new(None),

@@ -149,7 +149,12 @@ impl Array {
         if !still_out || survivor.state() != LegState::InSync {
             return Attempt::Retry;
         }
-        match self.rebuild(leg, survivor, resume).await {
+        if leg.filling.replace(true) {
+            return Attempt::Retry; // the attempt before has a copy under way
+        }
+        let rebuilt = self.rebuild(leg, survivor, resume).await;
+        leg.filling.set(false);
+        match rebuilt {
             Ok(()) => Attempt::Done,
             Err(error) => {
                 if matches!(leg.state(), LegState::Rebuilding | LegState::Joining) {
@@ -392,6 +397,9 @@ impl Array {
         range: Range<Sector>,
     ) -> Result<(), IoError> {
         let _lock = self.lock(range.clone()).await;
+        if survivor.state() != LegState::InSync {
+            return Err(IoError::not_applied(Kind::Closed));
+        }
         self.end_taints(survivor, &range).await?;
         let source = match self.read_absolute(survivor, &range).await {
             Ok(data) => data,
@@ -429,8 +437,7 @@ impl Array {
             if source_is_bad {
                 if let Ok(target) = self.read_absolute(leg, &part).await {
                     if self.judge(part.start, &target).await == [Verdict::Good] {
-                        self.set_bits(part.clone()).await?;
-                        self.put(survivor, part, target).await?;
+                        self.put_in_sync(survivor, part, target).await?;
                         survivor.count(|c| c.healed_blocks += 1);
                         continue;
                     }
@@ -443,10 +450,26 @@ impl Array {
         Ok(())
     }
 
+    /// Writes to the leg that is being filled. It may have gone out since the copy began.
     async fn put(&self, leg: &Leg, range: Range<Sector>, data: IoVec) -> Result<(), IoError> {
         self.changed
             .until(|| !leg.restoring.get() && self.has_room_for_copy(data.len() as u64))
             .await;
+        if leg.state() != LegState::Rebuilding {
+            return Err(IoError::not_applied(Kind::Closed));
+        }
+        self.write_leg(leg.index, range, data, Array::read_ctx())
+            .await
+            .map(|_| ())
+    }
+
+    async fn put_in_sync(
+        &self,
+        leg: &Leg,
+        range: Range<Sector>,
+        data: IoVec,
+    ) -> Result<(), IoError> {
+        self.ready_for(leg, &range, data.len() as u64).await?;
         self.write_leg(leg.index, range, data, Array::read_ctx())
             .await
             .map(|_| ())
@@ -646,8 +669,8 @@ impl Array {
             }
             let bytes = (part.end.0 - part.start.0) * SECTOR_BYTES;
             match self.which(part.start, x, y).await {
-                Some((0, data)) => self.put(b, part, data).await?,
-                Some((_, data)) => self.put(a, part, data).await?,
+                Some((0, data)) => self.put_in_sync(b, part, data).await?,
+                Some((_, data)) => self.put_in_sync(a, part, data).await?,
                 None => continue,
             }
             self.count_copied(b, bytes);

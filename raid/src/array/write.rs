@@ -742,6 +742,28 @@ impl Array {
         completion
     }
 
+    /// Waits until a write to `range` of a leg in sync may be sent at once: a bit that was set may
+    /// be cleared again while the window has no room.
+    pub(super) async fn ready_for(
+        &self,
+        leg: &Leg,
+        range: &Range<Sector>,
+        bytes: u64,
+    ) -> Result<(), IoError> {
+        loop {
+            self.set_bits(range.clone()).await?;
+            self.changed
+                .until(|| !leg.restoring.get() && self.has_room(bytes))
+                .await;
+            if leg.state() != LegState::InSync {
+                return Err(IoError::not_applied(Kind::Closed));
+            }
+            if self.has_bits(range) {
+                return Ok(());
+            }
+        }
+    }
+
     async fn heal(
         &self,
         leg: LegIndex,
@@ -750,18 +772,12 @@ impl Array {
         since: Seq,
         ctx: IoCtx,
     ) -> IoResult {
-        self.set_bits(range.clone()).await?;
         let _lock = self.lock(range.clone()).await;
         if self.writes_seen.written_since(&range, since) {
             return Ok(Done::Written);
         }
-        if self.leg(leg).state() != LegState::InSync {
-            return Err(IoError::not_applied(Kind::Closed));
-        }
-        let target = self.leg(leg);
-        self.changed
-            .until(|| !target.restoring.get() && self.has_room(good.len() as u64))
-            .await;
+        self.ready_for(self.leg(leg), &range, good.len() as u64)
+            .await?;
         let blocks = (good.len() as u64).div_ceil(4096);
         let result = self.write_leg(leg, range, good, ctx).await;
         if result.is_ok() {

@@ -3,7 +3,9 @@
 //! One task per device, started on demand: by a held write, by `Op::Fence`, or after 5 s of quiet
 //! with taints left. A round is
 //!
-//! 1. choose a live session F; new commands go there alone;
+//! 1. choose a live session F without a tainted write of its own (its barrier may overtake a
+//!    command that still waits for its data; if every session has one, one is closed and logged in
+//!    again); new commands go there alone;
 //! 2. close every other session that has unanswered commands, reads too (rule 2);
 //! 3. log in again under the ISID of every closed one (through SecurityNegotiation, by F's portal
 //!    if that reaches the same portal group): nothing of them arrives after this;
@@ -33,6 +35,8 @@ use std::time::Duration;
 
 /// A barrier unanswered for this long is given up with its session and repeated on a new one.
 const BARRIER_REPEAT: Duration = Duration::from_secs(30);
+/// How long a closed session of the fence's own may take to come back before another is closed.
+const RELOGIN: Duration = Duration::from_millis(300);
 /// Between rounds that failed: doubles up to the second value.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -73,6 +77,14 @@ impl Fence {
             .clone()
             .unwrap_or_else(|| "the target has not answered yet".into())
     }
+}
+
+/// Whether the path's session can carry a barrier.
+fn can_fence(path: &Rc<Path>) -> bool {
+    matches!(
+        path.phase.get(),
+        Phase::Serving | Phase::Proving | Phase::Identifying
+    )
 }
 
 impl Inner {
@@ -187,12 +199,48 @@ impl Inner {
     }
 
     async fn round(self: &Rc<Self>) -> Result<String, String> {
-        let (path, live) = self.fence_path().await?;
+        let (path, live) = self.clean_fence_path().await?;
         self.fence.only.set(Some(path.index));
         let result = self.round_on(&path, &live).await;
         self.fence.only.set(None);
         self.fence.is_assuming.set(false);
         result
+    }
+
+    /// A live session without taints of its own.
+    async fn clean_fence_path(&self) -> Result<(Rc<Path>, Live), String> {
+        loop {
+            let (path, live) = self.fence_path().await?;
+            let is_clean = !self.is_tainted(live.epoch);
+            if is_clean || blockdev::mutation::off("mpath.relogin-before-barrier") {
+                return Ok((path, live));
+            }
+            let cause = PathCause::Administrative("closed by a fence");
+            self.path_lost(&path, live.epoch, &cause);
+            // The others stay meanwhile: they know whether the unit kept its cache.
+            let deadline = self.rt.now() + RELOGIN;
+            while !self.has_clean_session() {
+                let seen = self.changed.seen();
+                if self
+                    .rt
+                    .by(deadline, self.changed.since(seen))
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+            }
+        }
+    }
+
+    fn is_tainted(&self, epoch: u64) -> bool {
+        self.taints.borrow().iter().any(|(_, t)| t.epoch == epoch)
+    }
+
+    fn has_clean_session(&self) -> bool {
+        let paths = self.all_paths();
+        let mut live = paths.iter().filter(|p| can_fence(p));
+        live.any(|p| p.epoch().is_some_and(|epoch| !self.is_tainted(epoch)))
     }
 
     /// A live session to send the barrier on; waits until there is one.
@@ -202,20 +250,11 @@ impl Inner {
             let best = self
                 .all_paths()
                 .into_iter()
-                .filter(|p| {
-                    matches!(
-                        p.phase.get(),
-                        Phase::Serving | Phase::Proving | Phase::Identifying
-                    )
-                })
+                .filter(can_fence)
                 .filter_map(|p| p.live().map(|live| (p, live)))
                 .filter(|(_, live)| live.session.is_alive())
                 .min_by_key(|(p, live)| {
-                    let has_taint = self
-                        .taints
-                        .borrow()
-                        .iter()
-                        .any(|(_, t)| t.epoch == live.epoch);
+                    let has_taint = self.is_tainted(live.epoch);
                     (p.suspect.get(), has_taint, !p.is_serving(), p.index)
                 });
             if let Some(found) = best {
@@ -263,7 +302,9 @@ impl Inner {
             Barrier::OrderedTestUnitReady => self.ordered_barrier(on, live).await?,
             Barrier::Time => self.assume().await?,
         };
-        self.conclude(live.epoch, limit, fencing.barrier);
+        if fencing.ends_commands {
+            self.conclude(live.epoch, limit);
+        }
         self.drop_taints_of(|epoch| epoch < next_epoch && !open.contains(&epoch));
         self.fence.is_earlier_done.set(true);
         Ok(format!("{what}, grade {}", fencing.grade.as_str()))
@@ -282,11 +323,7 @@ impl Inner {
             let mut is_draining = false;
             for path in &others {
                 let Some(live) = path.live() else { continue };
-                let is_tainted = self
-                    .taints
-                    .borrow()
-                    .iter()
-                    .any(|(_, t)| t.epoch == live.epoch);
+                let is_tainted = self.is_tainted(live.epoch);
                 let is_idle = !self
                     .attempts
                     .borrow()
@@ -500,15 +537,14 @@ impl Inner {
         Ok("assumed".into())
     }
 
-    /// What the barrier's own session had under way before it is over. Where the reset ends
-    /// commands without an answer, their requests are sent again.
-    fn conclude(&self, epoch: u64, limit: u64, barrier: Barrier) {
+    /// What the barrier's own session had under way before it has ended without an answer: it is
+    /// sent again.
+    fn conclude(&self, epoch: u64, limit: u64) {
         let over: Vec<Token> = {
             let attempts = self.attempts.borrow();
             attempts
                 .iter()
                 .filter(|(_, a)| a.live.epoch == epoch && a.seq < limit)
-                .filter(|(_, a)| barrier == Barrier::LunReset || a.mutation.is_some())
                 .map(|(token, _)| token)
                 .collect()
         };

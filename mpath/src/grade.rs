@@ -55,6 +55,9 @@ pub(crate) struct Fencing {
     pub(crate) barrier: Barrier,
     /// Reinstatement works through any portal of the target, not only of the same group.
     pub(crate) any_portal: bool,
+    /// The barrier ends commands of its own session without an answer (SAM-5 §7.6); elsewhere they
+    /// go on and are answered.
+    pub(crate) ends_commands: bool,
 }
 
 /// How the unit is fenced.
@@ -64,21 +67,25 @@ pub(crate) fn fencing(policy: FencePolicy, unit: &UnitIdentity) -> Fencing {
             grade: FenceGrade::Proven,
             barrier: Barrier::LunReset,
             any_portal: true,
+            ends_commands: false,
         },
         ("LIO-ORG", _) => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::OrderedTestUnitReady,
             any_portal: false,
+            ends_commands: false,
         },
         ("FreeBSD", "iSCSI DISK") => Fencing {
             grade: FenceGrade::None,
             barrier: Barrier::Time,
             any_portal: false,
+            ends_commands: false,
         },
         _ => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::LunReset,
             any_portal: false,
+            ends_commands: true,
         },
     };
     match policy {
@@ -86,6 +93,7 @@ pub(crate) fn fencing(policy: FencePolicy, unit: &UnitIdentity) -> Fencing {
         FencePolicy::Reinstate if table.barrier == Barrier::Time => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::LunReset,
+            ends_commands: true,
             ..table
         },
         FencePolicy::Reinstate => table,

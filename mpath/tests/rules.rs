@@ -146,6 +146,31 @@ fn commands_ended_by_our_own_reset_are_sent_again() {
     assert_eq!(snapshot.groups[1].paths[0].counters.failures, 0);
 }
 
+/// Rules 2 and 4: the answer of a reset says nothing about a command whose data its own session has
+/// yet to send. Such a session is closed and logged in again before the barrier, as any other.
+#[test]
+fn rule_4_a_reset_does_not_conclude_what_its_own_session_still_sends() {
+    for flavour in [Flavour::Tgt, Flavour::Lio, Flavour::Standard] {
+        let options = SanOptions {
+            portal_groups: vec![1],
+            asks_within: Some(ms(1500)),
+            ..options(flavour)
+        };
+        let rig = Rig::with(options, config());
+        for round in 0..20 {
+            let ctx = by(rig.world.now() + ms(150));
+            let late = rig.write_with(8, &[3; 4096], Durability::Cache, ctx);
+            if rig.world.block_on(late).is_ok() {
+                continue;
+            }
+            rig.world.block_on(rig.write(8, 4)).unwrap();
+            rig.run(Duration::from_secs(2));
+            assert_eq!(rig.content(8), 4, "{flavour:?}, round {round}");
+        }
+        assert!(rig.device.snapshot().fences > 0);
+    }
+}
+
 /// Rule 6: recovery and fence never log in under one ISID at once, and a fence does not wait for
 /// a recovery that hangs in a dead network.
 #[test]

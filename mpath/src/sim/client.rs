@@ -1,7 +1,7 @@
 //! The initiator's side: [`PathPort`] and [`PathSession`] over a simulated connection.
 
 use crate::sim::target::{Message, Reply, Target};
-use crate::sim::{conn_of, ConnId, Flavour, SanOptions, World};
+use crate::sim::{conn_of, ConnId, CutPoint, Flavour, SanOptions, World};
 use blockdev::completion::{self, Abandoned};
 use blockdev::path::{
     Command, CommandError, CommandResult, Control, ControlError, Isid, LoginAs, LoginError,
@@ -142,6 +142,15 @@ pub(crate) fn handle(target: &mut Target, id: ConnId, reply: Reply, now: Instant
             .controls
             .remove(&tag)
             .map(|promise| Told::Control(promise, Ok(()))),
+        Reply::ReadyToTransfer { tag } => {
+            client.unsent.push_back((Some(tag), Message::Data { tag }));
+            None
+        }
+        Reply::Refused { tag } => {
+            let refusal = ControlError::Refused("function rejected".into());
+            let waiting = client.controls.remove(&tag);
+            waiting.map(|promise| Told::Control(promise, Err(refusal)))
+        }
         Reply::Answer { tag, result } => {
             if let Err(CommandError::Status {
                 sense: Some(sense), ..
@@ -192,11 +201,26 @@ pub(crate) struct SimPort {
     world: Rc<World>,
     index: usize,
     isid: Isid,
+    initiator_name: String,
 }
 
 impl SimPort {
     pub(crate) fn new(world: Rc<World>, index: usize, isid: Isid) -> SimPort {
-        SimPort { world, index, isid }
+        let initiator_name = world.options.initiator_name.clone();
+        SimPort {
+            world,
+            index,
+            isid,
+            initiator_name,
+        }
+    }
+
+    /// The same port of another node.
+    pub(crate) fn of(self, initiator_name: &str) -> SimPort {
+        SimPort {
+            initiator_name: initiator_name.into(),
+            ..self
+        }
     }
 }
 
@@ -249,9 +273,9 @@ impl PathPort for SimPort {
             LoginAs::Own if blockdev::mutation::off("iscsi.fixed-isid") => {
                 let random = world.rt.random().to_be_bytes();
                 let isid = [0x80, random[1], random[2], random[3], random[4], random[5]];
-                (world.options.initiator_name.clone(), Isid(isid))
+                (self.initiator_name.clone(), Isid(isid))
             }
-            LoginAs::Own => (world.options.initiator_name.clone(), self.isid),
+            LoginAs::Own => (self.initiator_name.clone(), self.isid),
             LoginAs::Recorded {
                 initiator_name,
                 isid,
@@ -365,9 +389,16 @@ fn submit_on(world: &World, id: ConnId, command: Command) -> (Ticket, Completion
     };
     client.commands.insert(tag, pending);
     let is_write = matches!(command, Command::Write { .. });
+    if is_write {
+        let network = target.conns.get(&id).map_or(usize::MAX, |c| c.network);
+        target.snared(network, CutPoint::BeforeSent);
+    }
+    let Some(client) = conn_of(&mut target, id).map(|c| &mut c.client) else {
+        unreachable!("looked up above");
+    };
     let messages = &mut client.unsent;
     messages.push_back((Some(tag), Message::Command { tag, command }));
-    if is_write {
+    if is_write && world.options.asks_within.is_none() {
         messages.push_back((Some(tag), Message::Data { tag }));
     }
     pump(&mut target, id, now, world);

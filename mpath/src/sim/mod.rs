@@ -57,8 +57,16 @@ pub struct SanOptions {
     pub geometry: Geometry,
     /// One way over a network: this, plus up to as much jitter.
     pub delay: Duration,
+    /// Further delay of each message, up to this.
+    pub jitter: Duration,
+    /// Messages lost of a million; TCP sends them again after 200 ms, then after twice that.
+    pub loss_per_million: u32,
+    /// Commands of a million that take this much longer in the back end.
+    pub stragglers: Option<(u32, Duration)>,
     /// A command in the back end: this, plus up to as much.
     pub service: Duration,
+    /// Data of writes go only when the target asks for them (R2T), which it does within this.
+    pub asks_within: Option<Duration>,
     /// The initiator's name.
     pub initiator_name: String,
 }
@@ -71,7 +79,11 @@ impl Default for SanOptions {
             portal_groups: vec![1, 1],
             geometry: Geometry::plain(1 << 16),
             delay: Duration::from_micros(50),
+            jitter: Duration::ZERO,
+            loss_per_million: 0,
+            stragglers: None,
             service: Duration::from_micros(200),
+            asks_within: None,
             initiator_name: "iqn.2024-12.tp2.b3:initiator".into(),
         }
     }
@@ -90,6 +102,32 @@ pub enum Link {
     SmallOnly,
 }
 
+/// Where on its way a write meets a silent cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutPoint {
+    /// In our own socket; nothing has left.
+    BeforeSent,
+    /// The target has the command and waits for the rest of its data.
+    HalfOfData,
+    /// All of it lies in the target's socket, to be read later.
+    AllData,
+    /// It is in the back end, and stays there.
+    Executing,
+    /// It is done; its answer is under way.
+    Answering,
+}
+
+impl CutPoint {
+    /// All of them, in the order of the way.
+    pub const ALL: [CutPoint; 5] = [
+        CutPoint::BeforeSent,
+        CutPoint::HalfOfData,
+        CutPoint::AllData,
+        CutPoint::Executing,
+        CutPoint::Answering,
+    ];
+}
+
 /// One storage node with its networks. Cloning shares it.
 #[derive(Clone)]
 pub struct San {
@@ -106,7 +144,11 @@ pub(crate) struct World {
 }
 
 impl Timed for World {
-    fn fire(&self, _token: u64, _due: Instant) {
+    fn fire(&self, _token: u64, due: Instant) {
+        if due != self.armed.get() {
+            // An earlier timer has taken its place; without this look, timers would only multiply.
+            return;
+        }
         self.armed.set(Instant::FAR);
         self.run();
     }
@@ -158,6 +200,32 @@ impl World {
         self.rt.random() % n.max(1)
     }
 
+    /// How long a message takes over the networks when they are up.
+    pub(crate) fn way(&self) -> Duration {
+        let options = &self.options;
+        let mut way = self.vary(options.delay);
+        if !options.jitter.is_zero() {
+            way += Duration::from_nanos(self.draw(options.jitter.as_nanos() as u64));
+        }
+        let mut wait = target::RETRANSMIT;
+        while options.loss_per_million > 0
+            && self.draw(1_000_000) < u64::from(options.loss_per_million)
+        {
+            way += wait;
+            wait *= 2;
+        }
+        way
+    }
+
+    /// How long a command takes in the back end.
+    pub(crate) fn service(&self, base: Duration) -> Duration {
+        let time = self.vary(base);
+        match self.options.stragglers {
+            Some((odds, more)) if self.draw(1_000_000) < u64::from(odds) => time + more,
+            _ => time,
+        }
+    }
+
     /// `base`, plus up to as much.
     pub(crate) fn vary(&self, base: Duration) -> Duration {
         base + Duration::from_nanos(self.draw(base.as_nanos() as u64 + 1))
@@ -190,6 +258,18 @@ impl San {
     /// The path through portal `index` under another ISID.
     pub fn port_with(&self, index: usize, isid: Isid) -> Rc<dyn PathPort> {
         Rc::new(client::SimPort::new(self.world.clone(), index, isid))
+    }
+
+    /// The path of another node, `initiator_name`, through portal `index`, with an ISID of its own.
+    pub fn port_of(&self, initiator_name: &str, index: usize) -> Rc<dyn PathPort> {
+        let isid = Isid([0x80, 0, 0, 0, 0, index as u8 + 1]);
+        let port = client::SimPort::new(self.world.clone(), index, isid);
+        Rc::new(port.of(initiator_name))
+    }
+
+    /// The portal group tag of portal `index`.
+    pub fn portal_group(&self, index: usize) -> u16 {
+        self.world.options.portal_groups[index]
     }
 
     /// Name of the path through portal `index`.
@@ -226,6 +306,24 @@ impl San {
     /// Changes what a command takes in the back end from now on.
     pub fn set_service(&self, service: Duration) {
         self.world.target.borrow_mut().service = Some(service);
+    }
+
+    /// The next write meets a silent cut of the network it comes by. Where the target has it
+    /// already, it goes on with it after `late`.
+    pub fn cut_write(&self, at: CutPoint, late: Duration) {
+        let mut target = self.world.target.borrow_mut();
+        target.snare = Some(target::Snare { at, late });
+        target.snared_network = None;
+    }
+
+    /// The network that [`San::cut_write`] has cut; `None` while it waits for its write.
+    pub fn cut_network(&self) -> Option<usize> {
+        self.world.target.borrow().snared_network
+    }
+
+    /// Barriers (LOGICAL UNIT RESET, ORDERED commands) are refused from now on, or no more.
+    pub fn refuse_barriers(&self, refuses: bool) {
+        self.world.target.borrow_mut().refuses_barriers = refuses;
     }
 
     /// The node loses power: connections and a part of the cache are gone; it is back after

@@ -2,7 +2,7 @@
 
 use crate::sim::client::{Client, Told};
 use crate::sim::unit::Unit;
-use crate::sim::{Flavour, Link, World};
+use crate::sim::{CutPoint, Flavour, Link, World};
 use blockdev::path::{Command, CommandError, CommandResult, Isid, Sense};
 use blockdev::{Done, Instant, PathCause, Seq};
 use std::cmp::Reverse;
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Between arrival and the moment the client's process reads its socket.
 const READ_DELAY: Duration = Duration::from_micros(20);
 /// After a cut, TCP tries again within this.
-const RETRANSMIT: Duration = Duration::from_millis(200);
+pub(crate) const RETRANSMIT: Duration = Duration::from_millis(200);
 /// Messages a socket and the network take while nothing moves.
 const SOCKET_MESSAGES: usize = 24;
 
@@ -21,7 +21,17 @@ enum Event {
     ToTarget(u64),
     ToClient(u64),
     ClientReads(u64),
+    /// The target reads what lay in the socket of this connection.
+    TargetReads(u64),
+    /// The target has room for the data of this connection's command.
+    AsksForData(u64, u64),
     Backend(u64),
+}
+
+/// A silent cut that waits for a write.
+pub(crate) struct Snare {
+    pub(crate) at: CutPoint,
+    pub(crate) late: Duration,
 }
 
 /// Client to target.
@@ -64,6 +74,8 @@ pub(crate) enum Reply {
     Identified { tag: u64 },
     Answer { tag: u64, result: CommandResult },
     ResetDone { tag: u64 },
+    Refused { tag: u64 },
+    ReadyToTransfer { tag: u64 },
     Pong { tag: u64, bytes: usize },
     LoggedOut,
     Rst,
@@ -123,6 +135,8 @@ pub(crate) struct Conn {
     injected: Option<Injected>,
     /// Headers whose data has not come.
     waiting_data: BTreeMap<u64, Command>,
+    /// Arrived, but not read by the target yet.
+    unread: VecDeque<Message>,
 }
 
 struct Task {
@@ -148,6 +162,9 @@ pub(crate) struct Target {
     pub(crate) wwid: Option<Option<String>>,
     pub(crate) sectors: Option<u64>,
     pub(crate) refuses_fua: bool,
+    pub(crate) refuses_barriers: bool,
+    pub(crate) snare: Option<Snare>,
+    pub(crate) snared_network: Option<usize>,
     pub(crate) service: Option<Duration>,
     tasks: BTreeMap<u64, Task>,
     resets: Vec<Wait>,
@@ -168,6 +185,9 @@ impl Target {
             wwid: None,
             sectors: None,
             refuses_fua: false,
+            refuses_barriers: false,
+            snare: None,
+            snared_network: None,
             service: None,
             tasks: BTreeMap::new(),
             resets: Vec::new(),
@@ -222,6 +242,10 @@ impl Target {
             Event::ToTarget(conn) => self.arrive_at_target(conn, now, world),
             Event::ToClient(conn) => self.arrive_at_client(conn, now),
             Event::ClientReads(conn) => self.client_reads(conn, now, world),
+            Event::TargetReads(conn) => self.target_reads(conn, now, world),
+            Event::AsksForData(conn, tag) => {
+                self.reply(conn, Reply::ReadyToTransfer { tag }, now, world);
+            }
             Event::Backend(task) => self.backend(task, now, world),
         }
         true
@@ -243,6 +267,7 @@ impl Target {
             has_attention: false,
             injected: None,
             waiting_data: BTreeMap::new(),
+            unread: VecDeque::new(),
         };
         self.conns.insert(id, conn);
         id
@@ -265,7 +290,7 @@ impl Target {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        let way = world.vary(world.options.delay) + self.networks[conn.network].extra;
+        let way = world.way() + self.networks[conn.network].extra;
         let last = conn.to_target.back().map_or(Instant(0), |(at, _)| *at);
         let at = (now + way).max(last);
         conn.to_target.push_back((at, message));
@@ -276,7 +301,7 @@ impl Target {
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
-        let way = world.vary(world.options.delay) + self.networks[conn.network].extra;
+        let way = world.way() + self.networks[conn.network].extra;
         let last = conn.to_client.back().map_or(Instant(0), |(at, _)| *at);
         let at = (now + way).max(last);
         conn.to_client.push_back((at, reply));
@@ -422,10 +447,14 @@ impl Target {
         };
         let more = conn.to_target.front().map(|(at, _)| *at);
         let is_open = conn.is_open;
+        let waits = is_open && !conn.unread.is_empty();
+        if waits {
+            conn.unread.push_back(message.clone());
+        }
         if let Some(at) = more {
             self.at(at.max(now), Event::ToTarget(id));
         }
-        if now < self.down_until {
+        if now < self.down_until || waits {
             return;
         }
         if is_open {
@@ -436,7 +465,33 @@ impl Target {
         crate::sim::client::pump(self, id, now, world);
     }
 
+    /// A write on `network` is at this point: cuts the network if that is what was asked for, and
+    /// yields how late the target is with it.
+    pub(crate) fn snared(&mut self, network: usize, at: CutPoint) -> Option<Duration> {
+        if self.snare.as_ref().is_none_or(|snare| snare.at != at) {
+            return None;
+        }
+        self.snared_network = Some(network);
+        self.networks[network].link = Link::Silent;
+        self.snare.take().map(|s| s.late)
+    }
+
+    fn network_of(&self, id: u64) -> usize {
+        self.conns.get(&id).map_or(usize::MAX, |c| c.network)
+    }
+
+    fn target_reads(&mut self, id: u64, now: Instant, world: &World) {
+        let unread = self
+            .conns
+            .get_mut(&id)
+            .map(|c| std::mem::take(&mut c.unread));
+        for message in unread.into_iter().flatten() {
+            self.take_message(id, message, now, world);
+        }
+    }
+
     fn take_message(&mut self, id: u64, message: Message, now: Instant, world: &World) {
+        let network = self.network_of(id);
         match message {
             Message::Login {
                 initiator_name,
@@ -448,14 +503,25 @@ impl Target {
             Message::Identify { tag } => self.reply(id, Reply::Identified { tag }, now, world),
             Message::Command { tag, command } => {
                 if matches!(command, Command::Write { .. }) {
+                    if let Some(within) = world.options.asks_within {
+                        let busy = Duration::from_nanos(world.draw(within.as_nanos() as u64));
+                        self.at(now + busy, Event::AsksForData(id, tag));
+                    }
                     if let Some(conn) = self.conns.get_mut(&id) {
                         conn.waiting_data.insert(tag, command);
                     }
+                    self.snared(network, CutPoint::HalfOfData);
                 } else {
                     self.begin(id, tag, command, now, world);
                 }
             }
             Message::Data { tag } => {
+                if let Some(late) = self.snared(network, CutPoint::AllData) {
+                    if let Some(conn) = self.conns.get_mut(&id) {
+                        conn.unread.push_back(Message::Data { tag });
+                    }
+                    return self.at(now + late, Event::TargetReads(id));
+                }
                 let conn = self.conns.get_mut(&id);
                 if let Some(command) = conn.and_then(|c| c.waiting_data.remove(&tag)) {
                     self.begin(id, tag, command, now, world);
@@ -483,6 +549,7 @@ impl Target {
             conn.is_open = false;
             conn.waiting_data.clear();
             conn.to_target.clear();
+            conn.unread.clear();
         }
         self.resets.retain(|r| r.conn != id);
         self.logins.retain(|l| l.conn != id);
@@ -542,6 +609,9 @@ impl Target {
     }
 
     fn lun_reset(&mut self, id: u64, tag: u64, now: Instant, world: &World) {
+        if self.refuses_barriers {
+            return self.reply(id, Reply::Refused { tag }, now, world);
+        }
         let flavour = world.options.flavour;
         if flavour == Flavour::Tgt {
             // Of two resets only the later is ever answered.
@@ -564,6 +634,12 @@ impl Target {
                     waits.push(*task_id);
                     task.is_mute = true;
                 }
+            }
+        }
+        if flavour == Flavour::Standard {
+            // What still waits for its data is ended as well; the data are ignored.
+            for conn in self.conns.values_mut() {
+                conn.waiting_data.clear();
             }
         }
         self.resets.push(Wait {
@@ -631,7 +707,17 @@ impl Target {
         }
     }
 
+    /// Whether this form of a command is refused.
+    fn refuses_form(&self, command: &Command) -> bool {
+        match command {
+            Command::Write { want, .. } => self.refuses_fua && *want == blockdev::Durability::Fua,
+            Command::OrderedTestUnitReady => self.refuses_barriers,
+            _ => false,
+        }
+    }
+
     fn begin(&mut self, id: u64, tag: u64, command: Command, now: Instant, world: &World) {
+        let is_refused = self.refuses_form(&command);
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
@@ -640,15 +726,7 @@ impl Target {
             Some(injected)
         } else if std::mem::take(&mut conn.has_attention) {
             Some(check(6, 0x29, 0))
-        } else if self.refuses_fua
-            && matches!(
-                &command,
-                Command::Write {
-                    want: blockdev::Durability::Fua,
-                    ..
-                }
-            )
-        {
+        } else if is_refused {
             Some(check(5, 0x24, 0))
         } else {
             None
@@ -669,8 +747,14 @@ impl Target {
             let result = Ok(Done::Flushed);
             return self.reply(id, Reply::Answer { tag, result }, now, world);
         }
+        let is_write = matches!(command, Command::Write { .. });
+        let network = self.network_of(id);
+        let stuck = is_write
+            .then(|| self.snared(network, CutPoint::Executing))
+            .flatten();
         let task = self.id();
-        let service = world.vary(self.service.unwrap_or(world.options.service));
+        let service = world.service(self.service.unwrap_or(world.options.service));
+        let service = stuck.unwrap_or(service);
         let is_due = false;
         self.tasks.insert(
             task,
@@ -743,6 +827,9 @@ impl Target {
             }
         };
         let is_open = self.conns.get(&task.conn).is_some_and(|c| c.is_open);
+        if matches!(task.command, Command::Write { .. }) {
+            self.snared(self.network_of(task.conn), CutPoint::Answering);
+        }
         if is_open && !task.is_mute {
             let answer = Reply::Answer {
                 tag: task.tag,

@@ -81,6 +81,11 @@ impl Timed for Inner {
             self.sweep.stall_counted.set(now);
         }
         if token == TOKEN_DUE {
+            if due != self.sweep.armed.get() {
+                // An earlier timer has taken its place; without this look, timers would only
+                // multiply, for each one that fires arms the next.
+                return;
+            }
             self.sweep.armed.set(Instant::FAR);
         }
         if !judges_stall || (token == TOKEN_JUDGE && !is_stall) {

@@ -62,6 +62,15 @@ pub enum SelectorKind {
     RoundRobin,
     /// `queue-length 0`: fewest commands in flight.
     QueueLength,
+    /// `historical-service-time 2 BASE_WEIGHT THRESHOLD_MULTIPLIER`, both in 1024ths.
+    HistoricalServiceTime {
+        /// What is left of the past after a quick command.
+        base_weight: u32,
+        /// Averages that differ by no more are equal.
+        threshold_multiplier: u32,
+    },
+    /// `tail-latency 0`: least latency, counted with its spread and what is in flight.
+    TailLatency,
 }
 
 impl SelectorKind {
@@ -71,6 +80,8 @@ impl SelectorKind {
             SelectorKind::ServiceTime => "service-time",
             SelectorKind::RoundRobin => "round-robin",
             SelectorKind::QueueLength => "queue-length",
+            SelectorKind::HistoricalServiceTime { .. } => "historical-service-time",
+            SelectorKind::TailLatency => "tail-latency",
         }
     }
 }
@@ -83,6 +94,9 @@ pub enum Failback {
     Immediate,
     /// Only when the current group has no usable path.
     Manual,
+    /// As soon as its first path comes up after all of them had failed; a path that returns to a
+    /// group that still has one moves nothing.
+    Followover,
     /// After its path has been up this long.
     After(Duration),
 }

@@ -13,7 +13,7 @@ use crate::group::{group, Group};
 use crate::news::News;
 use crate::path::{Path, Phase, Standing};
 use crate::request::{Attempt, AttemptLog, Joint, JointEnd, Request, Sink, State, Work};
-use crate::selector::{choose, Load};
+use crate::selector::choose;
 use crate::signal::Signal;
 use crate::slab::{Slab, Token};
 use crate::sweep::Sweep;
@@ -50,6 +50,8 @@ pub(crate) struct Inner {
     pub(crate) groups: RefCell<Vec<Group>>,
     /// Index of the group that took the last command.
     pub(crate) current_group: Cell<Option<usize>>,
+    /// `failback followover`: a group that was all down has a path again.
+    pub(crate) follows: Cell<bool>,
     pub(crate) requests: RefCell<Slab<Request>>,
     pub(crate) attempts: RefCell<Slab<Attempt>>,
     pub(crate) taints: RefCell<Taints>,
@@ -99,6 +101,7 @@ impl Inner {
             paths: RefCell::default(),
             groups: RefCell::default(),
             current_group: Cell::new(None),
+            follows: Cell::new(false),
             requests: RefCell::new(Slab::new()),
             attempts: RefCell::new(Slab::new()),
             taints: RefCell::default(),
@@ -143,8 +146,15 @@ impl Inner {
 
     pub(crate) fn regroup(&self) {
         let groups = group(self.config.borrow().grouping, &self.paths.borrow());
+        // The group in use stays the one in use, wherever its paths are now: `failback` decides
+        // about leaving it, not a login.
+        let in_use = self.current_group.get().and_then(|at| {
+            let before = self.groups.borrow();
+            let path = *before.get(at)?.order.first()?;
+            groups.iter().position(|g| g.order.contains(&path))
+        });
         *self.groups.borrow_mut() = groups;
-        self.current_group.set(None);
+        self.current_group.set(in_use);
     }
 
     // ---- operations -------------------------------------------------------------------------
@@ -430,12 +440,18 @@ impl Inner {
             }
         }
         let mut groups = self.groups.borrow_mut();
-        let (kind, is_manual) = {
+        let (kind, stays) = {
             let config = self.config.borrow();
-            (config.selector, config.failback == Failback::Manual)
+            let stays = match config.failback {
+                Failback::Manual => true,
+                Failback::Followover => !self.follows.get(),
+                Failback::Immediate | Failback::After(_) => false,
+            };
+            (config.selector, stays)
         };
-        let current = self.current_group.get().filter(|_| is_manual);
-        for want in [Standing::Good, Standing::Probation, Standing::Suspect] {
+        let current = self.current_group.get().filter(|_| stays);
+        let now = self.rt.now();
+        for want in Standing::USABLE {
             let first = current.into_iter();
             let rest = (0..groups.len()).filter(|&g| Some(g) != current);
             for at in first.chain(rest) {
@@ -445,15 +461,13 @@ impl Inner {
                     if avoid.contains(&index) || path.standing(&self.rt) != want {
                         return None;
                     }
-                    Some(Load {
-                        commands: path.in_flight.get(),
-                        bytes: path.in_flight_bytes.get(),
-                    })
+                    Some(path.load(now))
                 });
                 if let Some(index) = chosen {
                     if avoid.is_empty() {
                         let before = self.current_group.replace(Some(at));
                         if before.is_some_and(|b| b != at) {
+                            self.follows.set(false);
                             self.failovers.set(self.failovers.get() + 1);
                         }
                     }

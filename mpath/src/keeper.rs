@@ -446,8 +446,21 @@ impl Inner {
         Ok(())
     }
 
+    /// Whether no other path of its group serves.
+    fn is_first_of_group(&self, path: &Rc<Path>) -> bool {
+        let (groups, paths) = (self.groups.borrow(), self.paths.borrow());
+        let group = groups.iter().find(|g| g.order.contains(&path.index));
+        group.is_some_and(|g| {
+            let mut others = g.order.iter().filter(|&&i| i != path.index);
+            others.all(|&i| !paths[i].is_serving())
+        })
+    }
+
     fn begin_service(&self, path: &Rc<Path>) {
         let now = self.rt.now();
+        if self.is_first_of_group(path) {
+            self.follows.set(true);
+        }
         path.phase.set(Phase::Serving);
         path.last_ok.set(now);
         let wait = match self.config.borrow().failback {

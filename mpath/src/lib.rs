@@ -7,6 +7,8 @@
 //!   second attempt after 60 ms, a write after 100 ms, with the same frozen bytes. A path is
 //!   failed when nothing is heard on it for 800 ms; a unit that is slow on all paths fails none.
 //!   Our own lateness is never taken for a path's.
+//! - **Slow paths.** A path that is slower than another by less than that is put aside when the
+//!   same reads on both say so, and taken back when it has caught up (module `pace`).
 //! - **Taints and holds.** A write that was sent and not answered may land at any later time. Its
 //!   range is *tainted*: equal bytes may be written there, other bytes are *held*.
 //! - **Fence.** What proves that a tainted write is dead: abortive close, login under the same
@@ -49,6 +51,7 @@ mod inner;
 mod keeper;
 mod news;
 mod outcome;
+mod pace;
 mod path;
 mod request;
 mod selector;
@@ -71,5 +74,5 @@ pub use grade::FenceGrade;
 pub use news::Trace;
 pub use path::{Checker, PathCounters};
 pub use request::AttemptLog;
-pub use selector::{choose, Load};
+pub use selector::{choose, History, Load};
 pub use snapshot::{DeviceState, GroupSnapshot, GroupState, PathReach, PathSnapshot, Snapshot};

@@ -1,6 +1,7 @@
 //! What becomes of an attempt when its command is answered or lost.
 
 use crate::classify::{classify, Verdict};
+use crate::config::SelectorKind;
 use crate::inner::Inner;
 use crate::path::{Checker, Path, Phase};
 use crate::request::{Attempt, Request, Sink, State, Work};
@@ -45,6 +46,18 @@ impl Inner {
     fn succeeded(&self, attempt: &Attempt, path: &Rc<Path>, done: Done) {
         path.last_ok.set(self.rt.now());
         path.suspect.set(false);
+        if !attempt.is_flush && self.sweep.stall() == attempt.stall_mark {
+            path.pace
+                .note(attempt.bytes, self.rt.now() - attempt.started);
+            self.mind_pace(path);
+        }
+        if let SelectorKind::HistoricalServiceTime { base_weight, .. } =
+            self.config.borrow().selector
+        {
+            let mut history = path.history.get();
+            history.note(attempt.started, self.rt.now(), base_weight);
+            path.history.set(history);
+        }
         path.count(|c| {
             if attempt.is_read {
                 c.read_ios += 1;

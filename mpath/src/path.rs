@@ -8,6 +8,8 @@
 //! A path whose session ended with unanswered commands keeps that session's epoch in `stale`
 //! until its ISID has logged in again: only then is nothing of the old session still on its way.
 
+use crate::pace::Pace;
+use crate::selector::{History, Load};
 use crate::signal::Signal;
 use blockdev::path::{Isid, PathName, PathPort, PathSession, UnitIdentity};
 use blockdev::{Instant, Rt};
@@ -38,11 +40,23 @@ pub(crate) struct Live {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
     Good,
+    /// Answers far later than another path does.
+    Slow,
     /// Failed recently: used only for want of a better one.
     Probation,
     /// Something on it is overdue and nothing was heard since.
     Suspect,
     Unusable,
+}
+
+impl Standing {
+    /// Those that take I/O, best first.
+    pub(crate) const USABLE: [Standing; 4] = [
+        Standing::Good,
+        Standing::Slow,
+        Standing::Probation,
+        Standing::Suspect,
+    ];
 }
 
 /// The last checker result, in multipath's words.
@@ -134,6 +148,8 @@ pub(crate) struct Path {
     pub(crate) counters: Cell<PathCounters>,
     pub(crate) last_error: RefCell<Option<String>>,
     pub(crate) last_ok: Cell<Instant>,
+    pub(crate) pace: Pace,
+    pub(crate) history: Cell<History>,
     pub(crate) signal: Signal,
 }
 
@@ -163,6 +179,8 @@ impl Path {
             counters: Cell::default(),
             last_error: RefCell::default(),
             last_ok: Cell::new(Instant(0)),
+            pace: Pace::default(),
+            history: Cell::default(),
             signal: Signal::default(),
         })
     }
@@ -187,6 +205,7 @@ impl Path {
         assert!(before.is_none(), "one session a path");
         self.reinstated();
         self.suspect.set(false);
+        self.pace.forget();
         self.count(|c| c.logins += 1);
     }
 
@@ -247,6 +266,7 @@ impl Path {
         self.probation.set(Duration::ZERO);
         self.probation_until.set(Instant(0));
         self.suspect.set(false);
+        self.pace.forgive();
     }
 
     pub(crate) fn standing(&self, rt: &Rt) -> Standing {
@@ -263,7 +283,22 @@ impl Path {
             }
             self.probation_until.set(Instant(0));
         }
+        if self.pace.is_slow.get() {
+            return Standing::Slow;
+        }
         Standing::Good
+    }
+
+    /// What a selector judges it by.
+    pub(crate) fn load(&self, now: Instant) -> Load {
+        let history = self.history.get();
+        Load {
+            commands: self.in_flight.get(),
+            bytes: self.in_flight_bytes.get(),
+            tail: self.pace.tail(),
+            history: history.average,
+            idle: now - history.last_end,
+        }
     }
 
     pub(crate) fn is_serving(&self) -> bool {

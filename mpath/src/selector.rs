@@ -4,6 +4,8 @@
 //! ties rotate.
 
 use crate::config::SelectorKind;
+use blockdev::Instant;
+use std::time::Duration;
 
 /// Load of a path as a selector sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,6 +14,52 @@ pub struct Load {
     pub commands: u32,
     /// Bytes in flight.
     pub bytes: u64,
+    /// What nearly all small commands stay below.
+    pub tail: Duration,
+    /// `historical-service-time`: the moving average.
+    pub history: Duration,
+    /// `historical-service-time`: time since the last completion.
+    pub idle: Duration,
+}
+
+impl Load {
+    /// Nothing came back for so long that the average may be out of date.
+    fn is_stale(&self, paths: u32) -> bool {
+        self.idle > self.history * paths
+    }
+}
+
+/// The moving average of `historical-service-time`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    /// Average service time.
+    pub average: Duration,
+    /// When a command last completed.
+    pub last_end: Instant,
+}
+
+/// Weights count in 1024ths.
+const WEIGHT_ONE: u64 = 1024;
+/// A bucket of service times is 2^24 ns (16.8 ms) wide; the last one is open.
+const BUCKET_BITS: u32 = 24;
+const BUCKETS: u64 = 64;
+
+impl History {
+    /// A command that was sent at `start` has completed. Its service time counts from the last
+    /// completion before, if that was later: what it waited behind others is not its own. The longer
+    /// it took, the less is left of the past: weight = base^(bucket + 1).
+    pub fn note(&mut self, start: Instant, end: Instant, base_weight: u32) {
+        let time = (end - start.max(self.last_end)).as_nanos() as u64;
+        self.last_end = self.last_end.max(end);
+        let bucket = (time >> BUCKET_BITS).min(BUCKETS - 1);
+        let mut weight = WEIGHT_ONE;
+        for _ in 0..=bucket {
+            weight = weight * u64::from(base_weight) / WEIGHT_ONE;
+        }
+        let past = self.average.as_nanos() as u64;
+        let average = (past * weight + time * (WEIGHT_ONE - weight)) / WEIGHT_ONE;
+        self.average = Duration::from_nanos(average);
+    }
 }
 
 /// Chooses from `order` (indices of paths) one for which `load` yields `Some`, and moves it to the
@@ -20,23 +68,33 @@ pub struct Load {
 /// - round-robin: the head.
 /// - queue-length: fewest commands in flight; an idle one ends the search.
 /// - service-time with equal relative throughput: fewest bytes in flight.
+/// - historical-service-time: dm's; see [`History`] and `is_better`.
+/// - tail-latency: where the command is most surely back soonest: latency that nearly all stay
+///   below, times the commands in flight and this one.
 pub fn choose(
     kind: SelectorKind,
     order: &mut [usize],
     load: impl Fn(usize) -> Option<Load>,
 ) -> Option<usize> {
-    let mut best: Option<(usize, u64)> = None;
+    let paths = match kind {
+        SelectorKind::HistoricalServiceTime { .. } => {
+            order.iter().filter(|&&path| load(path).is_some()).count() as u32
+        }
+        _ => 0,
+    };
+    let mut best: Option<(usize, Load)> = None;
     for (at, &path) in order.iter().enumerate() {
         let Some(load) = load(path) else { continue };
-        let cost = match kind {
-            SelectorKind::RoundRobin => 0,
-            SelectorKind::QueueLength => u64::from(load.commands),
-            SelectorKind::ServiceTime => load.bytes,
-        };
-        if best.is_none_or(|(_, least)| cost < least) {
-            best = Some((at, cost));
+        if best.is_none_or(|(_, best)| is_better(kind, &load, &best, paths)) {
+            best = Some((at, load));
         }
-        if cost == 0 {
+        let is_done = match kind {
+            SelectorKind::RoundRobin => true,
+            SelectorKind::QueueLength => load.commands == 0,
+            SelectorKind::ServiceTime => load.bytes == 0,
+            SelectorKind::HistoricalServiceTime { .. } | SelectorKind::TailLatency => false,
+        };
+        if is_done {
             break;
         }
     }
@@ -46,13 +104,61 @@ pub fn choose(
     Some(path)
 }
 
+/// Whether `new` is to be preferred to `old`.
+fn is_better(kind: SelectorKind, new: &Load, old: &Load, paths: u32) -> bool {
+    match kind {
+        SelectorKind::RoundRobin => false,
+        SelectorKind::QueueLength => new.commands < old.commands,
+        SelectorKind::ServiceTime => new.bytes < old.bytes,
+        SelectorKind::TailLatency => {
+            let cost = |load: &Load| load.tail * (load.commands + 1);
+            cost(new) < cost(old)
+        }
+        SelectorKind::HistoricalServiceTime {
+            threshold_multiplier,
+            ..
+        } => is_better_by_history(new, old, paths, threshold_multiplier),
+    }
+}
+
+fn is_better_by_history(new: &Load, old: &Load, paths: u32, multiplier: u32) -> bool {
+    let (low, high) = if new.history < old.history {
+        (new, old)
+    } else {
+        (old, new)
+    };
+    let is_shorter = new.commands < old.commands;
+    if high.history * WEIGHT_ONE as u32 <= low.history * multiplier {
+        return is_shorter;
+    }
+    // An idle path whose average is out of date gets one command to renew it.
+    let needs_probe = |load: &Load| load.commands == 0 && load.is_stale(paths);
+    match (needs_probe(new), needs_probe(old)) {
+        (true, true) => return new.idle > old.idle,
+        (true, false) => return true,
+        (false, true) => return false,
+        (false, false) => {}
+    }
+    let cost = |load: &Load| load.history * (load.commands + 1);
+    let wins = cost(new) < cost(old);
+    let winner = if wins { new } else { old };
+    if winner.is_stale(paths) {
+        return is_shorter;
+    }
+    wins
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     fn load(commands: u32, bytes: u64) -> Option<Load> {
-        Some(Load { commands, bytes })
+        Some(Load {
+            commands,
+            bytes,
+            ..Load::default()
+        })
     }
 
     #[test]
@@ -78,6 +184,74 @@ mod tests {
         assert_eq!(choose(SelectorKind::ServiceTime, &mut [0, 1], of), Some(1));
     }
 
+    #[test]
+    fn a_slow_sample_replaces_more_of_the_past() {
+        let ms = |ms| Instant(0) + Duration::from_millis(ms);
+        let mut history = History::default();
+        history.note(ms(0), ms(1), 972);
+        // 52/1024 of 1 ms.
+        assert_eq!(history.average, Duration::from_nanos(50_781));
+        let before = History {
+            average: Duration::from_millis(1),
+            last_end: ms(1000),
+        };
+        let (mut quick, mut slow) = (before, before);
+        quick.note(ms(1000), ms(1002), 972);
+        slow.note(ms(1000), ms(2000), 972);
+        assert!(quick.average < Duration::from_micros(1100));
+        assert!(slow.average > Duration::from_millis(900));
+        // What it waited behind another is not its own.
+        let mut queued = before;
+        queued.note(ms(0), ms(1002), 972);
+        assert_eq!(queued, quick);
+    }
+
+    #[test]
+    fn history_prefers_the_quick_and_probes_the_stale() {
+        let kind = SelectorKind::HistoricalServiceTime {
+            base_weight: 972,
+            threshold_multiplier: 0,
+        };
+        let us = Duration::from_micros;
+        let load = |history, commands, idle| Load {
+            history: us(history),
+            commands,
+            idle: us(idle),
+            ..Load::default()
+        };
+        let best = |loads: [Load; 2]| choose(kind, &mut [0, 1], |path| Some(loads[path]));
+        assert_eq!(best([load(100, 1, 10), load(500, 0, 10)]), Some(0));
+        assert_eq!(best([load(100, 9, 10), load(500, 0, 10)]), Some(1));
+        // Idle, and nothing came back for longer than both averages together: one command.
+        assert_eq!(best([load(100, 1, 10), load(500, 0, 2000)]), Some(1));
+        assert_eq!(best([load(100, 1, 10), load(500, 1, 2000)]), Some(0));
+        // The winner's average is out of date: by commands in flight.
+        assert_eq!(best([load(100, 2, 300), load(500, 1, 10)]), Some(1));
+        // Near enough: by commands in flight.
+        let kind = SelectorKind::HistoricalServiceTime {
+            base_weight: 972,
+            threshold_multiplier: 2048,
+        };
+        let loads = [load(100, 3, 10), load(190, 2, 10)];
+        assert_eq!(choose(kind, &mut [0, 1], |p| Some(loads[p])), Some(1));
+    }
+
+    #[test]
+    fn tail_latency_counts_what_is_before() {
+        let load = |tail, commands| Load {
+            tail: Duration::from_micros(tail),
+            commands,
+            ..Load::default()
+        };
+        let best = |loads: [Load; 2]| {
+            choose(SelectorKind::TailLatency, &mut [0, 1], |path| {
+                Some(loads[path])
+            })
+        };
+        assert_eq!(best([load(900, 0), load(400, 1)]), Some(1));
+        assert_eq!(best([load(900, 0), load(400, 2)]), Some(0));
+    }
+
     proptest! {
         #[test]
         fn chooses_the_least_usable_one_and_keeps_the_set(
@@ -85,11 +259,13 @@ mod tests {
             kind in prop_oneof![
                 Just(SelectorKind::RoundRobin),
                 Just(SelectorKind::QueueLength),
-                Just(SelectorKind::ServiceTime)
+                Just(SelectorKind::ServiceTime),
+                Just(SelectorKind::TailLatency),
+                Just(SelectorKind::HistoricalServiceTime { base_weight: 972, threshold_multiplier: 0 })
             ],
         ) {
             let mut order: Vec<usize> = (0..loads.len()).collect();
-            let of = |path: usize| loads[path].map(|(commands, bytes)| Load { commands, bytes });
+            let of = |path: usize| loads[path].and_then(|(commands, bytes)| load(commands, bytes));
             let chosen = choose(kind, &mut order, of);
             let usable = loads.iter().flatten();
             match chosen {
@@ -104,7 +280,7 @@ mod tests {
                         SelectorKind::ServiceTime => {
                             prop_assert!(usable.map(|l| l.1).all(|b| b >= mine.bytes));
                         }
-                        SelectorKind::RoundRobin => {}
+                        _ => {}
                     }
                 }
             }

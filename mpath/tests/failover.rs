@@ -7,7 +7,7 @@ use blockdev::{
 };
 use common::{by, config, ms, options, unhedged, Rig};
 use mpath::sim::{Flavour, Link};
-use mpath::{Config, DeviceState, GroupState, Role};
+use mpath::{Config, DeviceState, Failback, GroupState, Role};
 use std::time::Duration;
 
 #[test]
@@ -313,6 +313,25 @@ fn a_path_returns_by_itself_and_takes_over_after_its_probation() {
     rig.world.block_on(rig.write(8, 5)).unwrap();
     assert_eq!(rig.device.snapshot().groups[0].state, GroupState::Active);
     assert_eq!(rig.device.snapshot().failovers, 2);
+}
+
+/// `failback followover`: back when the whole group had been down, not for one path of it.
+#[test]
+fn followover_returns_only_to_a_group_that_was_all_down() {
+    for policy in [Failback::Manual, Failback::Followover] {
+        let config = Config {
+            failback: policy,
+            ..config()
+        };
+        let rig = Rig::with(options(Flavour::Tgt), config);
+        rig.san.set_link(0, Link::Loud);
+        rig.world.block_on(rig.write(8, 3)).unwrap();
+        rig.san.set_link(0, Link::Up);
+        rig.run(Duration::from_secs(10));
+        rig.world.block_on(rig.write(8, 4)).unwrap();
+        let back = rig.device.snapshot().groups[0].state == GroupState::Active;
+        assert_eq!(back, policy == Failback::Followover);
+    }
 }
 
 #[test]

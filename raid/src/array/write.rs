@@ -472,6 +472,10 @@ impl Array {
             }
         }
         self.settle(id);
+        if leg.restoring.get() || leg.state() != LegState::InSync {
+            // Somebody may wait for this very answer, though the write itself is not over.
+            self.changed.notify();
+        }
     }
 
     /// Puts an answered write into the leg's window (R11).

@@ -24,16 +24,20 @@ pub(crate) struct Rng(Cell<u64>);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Rng {
-        Rng(Cell::new(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1))
+        // Mixed, or the stream of a seed would be its neighbour's, one step on.
+        Rng(Cell::new(Rng::mix(seed ^ 0x6A09_E667_F3BC_C908)))
+    }
+
+    fn mix(mut z: u64) -> u64 {
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
     }
 
     pub(crate) fn next(&self) -> u64 {
         let state = self.0.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.0.set(state);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        Rng::mix(state)
     }
 
     pub(crate) fn below(&self, n: u64) -> u64 {

@@ -36,10 +36,6 @@ const NEWS_MAX: usize = 64;
 const COALESCE_ABOVE: usize = 4;
 /// … unless so many bytes are due that they come in pieces anyway.
 const COALESCE_BYTES: usize = 256 << 10;
-/// Highest receive mark, in bytes: some wake-ups for each MiB, and well within a socket's buffer.
-const MARK_BYTES_MAX: usize = 256 << 10;
-/// After so many waits in vain something hangs: answers are then taken one by one.
-const FRUITLESS_MAX: u32 = 3;
 /// How long an answer may lie below the receive mark.
 const COALESCE_WITHIN: Duration = Duration::from_micros(100);
 
@@ -116,14 +112,8 @@ struct Inner {
     in_turn: Cell<bool>,
     dirty: Cell<bool>,
     armed: Cell<Instant>,
-    /// When to read although the receive mark is not reached.
-    coalesce_until: Cell<Instant>,
-    /// The receive mark that is set.
-    mark: Cell<usize>,
     /// Some task ended in this turn.
     answered: Cell<bool>,
-    /// Waits below the mark that ended with nothing to read, since the last byte.
-    fruitless: Cell<u32>,
     late: Cell<Duration>,
 }
 
@@ -172,10 +162,7 @@ impl Client {
             in_turn: Cell::new(false),
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
-            coalesce_until: Cell::new(Instant::FAR),
-            mark: Cell::new(1),
             answered: Cell::default(),
-            fruitless: Cell::default(),
             late: Cell::default(),
         });
         let client = Client {
@@ -480,17 +467,15 @@ impl Inner {
         if self.answered.take() || again {
             cx.waker().wake_by_ref();
         } else {
-            self.set_mark();
+            self.gather();
         }
-        self.bound_wait();
         self.arm();
         Poll::Pending
     }
 
     /// Reads until nothing is there; `true` if there may be more.
     fn read(&self, cx: &mut Context<'_>) -> bool {
-        let overdue = self.coalesce_until.get() <= self.rt.now();
-        for round in 0..READS_PER_TURN {
+        for _ in 0..READS_PER_TURN {
             let mut core = self.core.borrow_mut();
             let Core {
                 session,
@@ -504,29 +489,15 @@ impl Inner {
                 return false;
             }
             let mut space = session.receive_space();
-            let polled = match link.poll_read(cx, &mut space) {
-                Poll::Pending if overdue && round == 0 => link
-                    .read_below_mark(&mut space)
-                    .map_or(Poll::Pending, Poll::Ready),
-                polled => polled,
-            };
+            let polled = link.poll_read(cx, &mut space);
             drop(space);
             match polled {
-                Poll::Ready(Ok(bytes)) => {
-                    self.coalesce_until.set(Instant::FAR);
-                    self.fruitless.set(0);
-                    session.received(self.rt.now(), bytes);
-                }
+                Poll::Ready(Ok(bytes)) => session.received(self.rt.now(), bytes),
                 Poll::Ready(Err(error)) => {
                     session.close(PathCause::Connection(error.to_string()));
                     return false;
                 }
-                Poll::Pending => {
-                    if overdue && round == 0 {
-                        self.fruitless.set(self.fruitless.get() + 1);
-                    }
-                    return false;
-                }
+                Poll::Pending => return false,
             }
             drop(core);
             self.deliver();
@@ -575,9 +546,8 @@ impl Inner {
         }
     }
 
-    /// Lets answers gather while many are due: half of the bytes in flight, behind a timer. The mark
-    /// is a power of two, so that it seldom changes, and never above what is due.
-    fn set_mark(&self) {
+    /// Lets answers gather while many are due.
+    fn gather(&self) {
         let mut core = self.core.borrow_mut();
         let Core {
             session,
@@ -587,37 +557,15 @@ impl Inner {
         else {
             return;
         };
-        let (due, mark) = (session.due_bytes(), self.mark.get());
+        let due = session.due_bytes();
         let many = session.in_flight() > COALESCE_ABOVE || due >= COALESCE_BYTES;
-        let wanted = match many && self.fruitless.get() < FRUITLESS_MAX {
-            true => (1 << (due / 2).max(1).ilog2()).min(MARK_BYTES_MAX),
-            false => 1,
-        };
-        let is_low = wanted < mark && (wanted == 1 || due < mark || wanted <= mark / 4);
-        if (wanted > mark || is_low) && link.receive_mark(wanted) {
-            self.mark.set(wanted);
-        }
-    }
-
-    /// What lies below the mark is read after this long at the latest.
-    fn bound_wait(&self) {
-        let until = self.coalesce_until.get();
-        if self.mark.get() <= 1 {
-            self.coalesce_until.set(Instant::FAR);
-        } else if until == Instant::FAR || until <= self.rt.now() {
-            self.coalesce_until.set(self.rt.now() + COALESCE_WITHIN);
-        }
+        link.gather(if many { due } else { 0 }, COALESCE_WITHIN);
     }
 
     /// The next time at which something is due.
     fn due(&self) -> Instant {
-        let session = self
-            .core
-            .borrow()
-            .session
-            .poll_timeout()
-            .unwrap_or(Instant::FAR);
-        session.min(self.coalesce_until.get())
+        let session = &self.core.borrow().session;
+        session.poll_timeout().unwrap_or(Instant::FAR)
     }
 
     fn arm(&self) {

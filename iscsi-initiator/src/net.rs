@@ -8,6 +8,7 @@ use blockdev::LocalFuture;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::IpAddr;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Opens connections.
 pub trait Net {
@@ -31,17 +32,10 @@ pub trait Link {
     fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>])
         -> Poll<io::Result<usize>>;
 
-    /// Asks to be woken for reading only when `bytes` bytes are there (at least 1). A hint that
-    /// saves wake-ups; `false` if the link knows no marks, which is the default.
-    fn receive_mark(&mut self, bytes: usize) -> bool {
-        let _ = bytes;
-        false
-    }
-
-    /// Reads what is there although the mark is not reached; `None` = nothing. The default is for
-    /// links without marks, which have nothing that `poll_read` would not yield.
-    fn read_below_mark(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Option<io::Result<usize>> {
-        let _ = bufs;
-        None
+    /// Called before a wait: `due` bytes are sure to come, so about half of them may gather before
+    /// the reader is woken; but nothing that came may lie unread longer than `within`. 0: every
+    /// byte wakes. A hint that saves wake-ups; links without it do nothing, which is the default.
+    fn gather(&mut self, due: usize, within: Duration) {
+        let _ = (due, within);
     }
 }

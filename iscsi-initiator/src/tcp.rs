@@ -5,16 +5,20 @@
 //!   kernel deliver writes that nobody answers for.
 //! - `TCP_NODELAY`: a session hands over all it has in one vectored write.
 //! - `TCP_NOTSENT_LOWAT`: bounds what lies unsent in the kernel, where it could not be withdrawn.
-//! - `SO_RCVLOWAT` follows [`Link::receive_mark`]: most of the cost of small reads is being woken
-//!   once per answer.
+//! - `SO_RCVLOWAT` follows [`Link::gather`]: most of the cost of small reads is being woken once per
+//!   answer. Behind each mark stands a `timerfd` of the link's own, because error answers are shorter
+//!   than data answers and commands can hang. The timers of [`blockdev::Rt`] would do, but they are
+//!   shared, so each wait would cost a second wake-up and a second system call.
 
 use crate::name::Portal;
 use crate::net::{Link, Net};
 use blockdev::LocalFuture;
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::task::{ready, Context, Poll};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -26,6 +30,10 @@ const NOTSENT_LOWAT_BYTES: u32 = 128 << 10;
 /// one is preceded by this, of which the window keeps several marks; a peer then never waits for
 /// us to wake.
 const BUFFER_BYTES: usize = 1 << 20;
+/// Highest mark: some wake-ups for each MiB.
+const MARK_BYTES_MAX: usize = 256 << 10;
+/// After so many waits in vain something hangs: answers are then taken one by one.
+const FRUITLESS_MAX: u32 = 3;
 
 /// Opens TCP connections. To be used inside a tokio runtime with I/O enabled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,6 +71,9 @@ impl Net for TcpNet {
                 writer,
                 mark: 1,
                 has_room: false,
+                alarm: None,
+                is_waiting: false,
+                fruitless: 0,
             };
             Ok(Box::new(link) as Box<dyn Link>)
         })
@@ -77,9 +88,92 @@ struct TcpLink {
     mark: usize,
     /// The receive buffer has been made to hold [`BUFFER_BYTES`].
     has_room: bool,
+    /// Ends a wait below the mark; made when first needed.
+    alarm: Option<AsyncFd<Alarm>>,
+    /// The alarm is set, and nothing was read since.
+    is_waiting: bool,
+    /// Waits that ended with nothing to read, since the last byte.
+    fruitless: u32,
+}
+
+struct Alarm(TimerFd);
+
+impl AsRawFd for Alarm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_fd().as_raw_fd()
+    }
 }
 
 impl TcpLink {
+    /// Whether the wait is over; if not, the waker is kept.
+    fn poll_alarm(&self, cx: &mut Context<'_>) -> bool {
+        let mut is_over = false;
+        if let Some(alarm) = &self.alarm {
+            while let Poll::Ready(Ok(mut guard)) = alarm.poll_read_ready(cx) {
+                guard.clear_ready();
+                is_over = true;
+            }
+        }
+        is_over
+    }
+
+    /// Reads what lies below the mark.
+    fn read_now(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        match self.socket.get_ref().read_vectored(bufs) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                self.fruitless += 1;
+                Poll::Pending
+            }
+            done => {
+                self.fruitless = 0;
+                Poll::Ready(done)
+            }
+        }
+    }
+
+    /// The mark for so many bytes due: half of them, a power of two so that it seldom changes, and
+    /// never above what is due.
+    fn follow(&mut self, due: usize) {
+        let wanted = match self.fruitless < FRUITLESS_MAX {
+            true => (1 << (due / 2).max(1).ilog2()).min(MARK_BYTES_MAX),
+            false => 1,
+        };
+        let mark = self.mark;
+        let is_low = wanted < mark && (wanted == 1 || due < mark || wanted <= mark / 4);
+        if wanted <= mark && !is_low {
+            return;
+        }
+        if !std::mem::replace(&mut self.has_room, true) {
+            self.set_mark(BUFFER_BYTES);
+        }
+        // A refused hint costs wake-ups, nothing else.
+        if self.set_mark(wanted) {
+            self.mark = wanted;
+        }
+    }
+
+    fn set_alarm(&mut self, within: Duration) -> io::Result<()> {
+        if self.alarm.is_none() {
+            let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+            let alarm = Alarm(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
+            // SAFETY: the descriptor is owned by what is registered and never replaced.
+            let alarm = unsafe { AsyncFd::register_with_interest(alarm, Interest::READABLE)? };
+            self.alarm = Some(alarm);
+        }
+        let Some(alarm) = &self.alarm else {
+            return Ok(());
+        };
+        let after = Expiration::OneShot(TimeSpec::from_duration(within));
+        let alarm = &alarm.get_ref().0;
+        alarm.set(after, TimerSetTimeFlags::empty())?;
+        Ok(())
+    }
+
     fn set_mark(&self, bytes: usize) -> bool {
         let value = bytes as libc::c_int;
         // SAFETY: the descriptor is open for as long as `self.socket` lives, and the option's
@@ -104,10 +198,18 @@ impl Link for TcpLink {
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let is_over = self.poll_alarm(cx);
         loop {
-            let mut guard = ready!(self.socket.poll_read_ready(cx))?;
+            let mut guard = match self.socket.poll_read_ready(cx) {
+                Poll::Ready(guard) => guard?,
+                Poll::Pending if is_over && std::mem::take(&mut self.is_waiting) => {
+                    return self.read_now(bufs);
+                }
+                Poll::Pending => return Poll::Pending,
+            };
             match guard.get_inner().read_vectored(bufs) {
                 Ok(read) => {
+                    (self.is_waiting, self.fruitless) = (false, 0);
                     // Epoll is edge-triggered: after a short read the next byte is a new edge, so
                     // the read that would only say "nothing more" is spared.
                     if read > 0 && read < offered {
@@ -145,30 +247,17 @@ impl Link for TcpLink {
         }
     }
 
-    fn receive_mark(&mut self, bytes: usize) -> bool {
-        let bytes = bytes.clamp(1, BUFFER_BYTES);
-        if bytes == self.mark {
-            return true;
+    fn gather(&mut self, due: usize, within: Duration) {
+        if due == 0 && self.mark == 1 {
+            return;
         }
-        if !std::mem::replace(&mut self.has_room, true) {
-            self.set_mark(BUFFER_BYTES);
-        }
-        // A refused hint costs wake-ups, nothing else.
-        let done = self.set_mark(bytes);
-        if done {
-            self.mark = bytes;
-        }
-        done
-    }
-
-    fn read_below_mark(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Option<io::Result<usize>> {
-        if self.mark <= 1 {
-            return None;
-        }
-        match self.socket.get_ref().read_vectored(bufs) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            other => Some(other),
+        self.follow(due);
+        if self.mark > 1 && !self.is_waiting {
+            // Without its bound there is no mark.
+            match self.set_alarm(within) {
+                Ok(()) => self.is_waiting = true,
+                Err(_) => self.follow(0),
+            }
         }
     }
 }

@@ -171,6 +171,12 @@ pub struct VolumeDetails {
     pub data_offset_bytes: u64,
     /// The highest id of a chunk, hex.
     pub largest_chunk_id: Option<String>,
+    /// The MooseFS instance that it belongs to: 16 hex digits, or `any`; `None`: none yet.
+    #[serde(default)]
+    pub metaid: Option<String>,
+    /// The node that claims it, and how long ago it last did, in words.
+    #[serde(default)]
+    pub claimed_by: Option<String>,
 }
 
 /// The object of `antler volume list --json`.

@@ -181,11 +181,8 @@ impl Runner<'_> {
             Answer::Quarantine(q) => render::offline::quarantine(q),
             Answer::QuarantineDone(d) => {
                 let mut text = format!("{} chunks done\n", d.done);
-                for id in &d.skipped {
-                    text.push_str(&format!(
-                        "{} skipped: it exists, or is not there\n",
-                        render::clean(id)
-                    ));
+                for why in &d.skipped {
+                    text.push_str(&format!("skipped {}\n", render::clean(why)));
                 }
                 text
             }

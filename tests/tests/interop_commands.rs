@@ -868,3 +868,53 @@ fn there_is_one_format() {
     let json = pair.antler.json(&["volume", "upgrade", "vol1"]);
     assert_eq!(json["name"], "vol1", "{json:#}");
 }
+
+#[test]
+fn a_spare_takes_the_place_of_a_leg_that_stays_out() {
+    const SEED: u64 = 0x5350_4152_4521_2121;
+    let mut pair = LocalPair::create(64 << 20);
+    let third = pair.legs[0].with_file_name("d3");
+    File::create(&third).unwrap().set_len(80 << 20).unwrap();
+    pair.antler.reconfigure(|spec| {
+        let device = format!(
+            "[[device]]\nname = \"d3\"\npath = \"{}\"\n",
+            third.display()
+        );
+        spec.more = format!("spares = [\"d3\"]\n\n{device}");
+    });
+    pair.write_chunks(SEED);
+    // None yet while the node starts.
+    let leg = |arrays: &Value, name: &str| {
+        let legs = arrays["arrays"][0]["legs"].as_array();
+        let mut legs = legs.into_iter().flatten();
+        legs.find(|leg| leg["device"] == name)
+            .cloned()
+            .unwrap_or(Value::Null)
+    };
+    let arrays = pair.antler.json(&["arrays"]);
+    assert_eq!(leg(&arrays, "d3")["state"], "spare", "{arrays:#}");
+    pair.antler.run(&["leg", "fail", "vol1", "d2"]).success();
+    wait_for("the spare to be in sync", Duration::from_secs(90), || {
+        let arrays = pair.antler.json(&["arrays"]);
+        (leg(&arrays, "d3")["state"] == "in-sync").then_some(())
+    });
+    pair.antler.stop();
+
+    // It is a leg from now on, also for a new start and for the commands.
+    pair.antler.start();
+    let both = |status: &Value| {
+        ["d1", "d3"]
+            .iter()
+            .all(|name| leg(status, name)["state"] == "in-sync")
+    };
+    pair.antler
+        .wait_status("both legs after a restart", SECONDS_30, both);
+    pair.antler.stop();
+    std::fs::remove_file(&pair.legs[1]).unwrap();
+    let check = pair.antler.json(&["volume", "check", "vol1", "--data"]);
+    assert_eq!(check["result"], "clean", "{check:#}");
+    let expected = pair.granules(0, SEED).len();
+    pair.legs[1] = third;
+    assert_eq!(pair.granules(1, SEED).len(), expected);
+    assert!(expected > 100, "{expected} granules found");
+}

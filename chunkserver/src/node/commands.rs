@@ -11,6 +11,7 @@ use crate::assemble::Leg;
 use crate::cli::{chunk_version, hex_u64};
 use crate::clock::Timestamp;
 use crate::exit::Failure;
+use crate::names;
 use crate::report::{Hold, Quarantine, QuarantineDone, QuarantinedChunk};
 
 impl Node {
@@ -51,21 +52,7 @@ impl Node {
                 )))
             }
             Request::LegAdd(fill) => self.add(fill).await,
-            Request::LegReplace(fill) => {
-                let volume = self.volume(&fill.volume)?;
-                let slot = volume.slot(&fill.device)?;
-                let device = volume.device_of(slot)?;
-                let array = running(&volume)?;
-                array
-                    .replace(&fill.device, &fill.device, device, fill.full, fill.force)
-                    .await
-                    .map_err(problem)?;
-                VolumeLife::mark_attached(slot, true);
-                Ok(Answer::done(format!(
-                    "leg {} of {} is being filled",
-                    fill.device, fill.volume
-                )))
-            }
+            Request::LegReplace(fill) => self.replace(fill).await,
             Request::LegRun(name) => self
                 .volume(&name.volume)?
                 .run_alone(&name.device)
@@ -115,22 +102,41 @@ impl Node {
         )))
     }
 
+    /// The leg of that name is filled anew; any other device takes the place of the leg that is out.
+    async fn replace(&self, fill: &LegFill) -> Result<Answer, Failure> {
+        let volume = self.volume(&fill.volume)?;
+        let slot = volume.slot(&fill.device)?;
+        let device = volume.device_of(slot)?;
+        let array = running(&volume)?;
+        let legs = array.snapshot().legs;
+        let own = legs.iter().find(|leg| leg.device == fill.device);
+        let is_out = |leg: &&raid::LegSnapshot| ["faulty", "missing"].contains(&leg.state);
+        let Some(old) = own.or_else(|| legs.iter().find(is_out)) else {
+            return Err(Failure::problem(format!(
+                "volume {}: which leg is {} to replace? Take that one out first: `antler leg fail {} DEVICE`",
+                fill.volume, fill.device, fill.volume
+            )));
+        };
+        array
+            .replace(&old.device, &fill.device, device, fill.full, fill.force)
+            .await
+            .map_err(problem)?;
+        VolumeLife::mark_attached(slot, true);
+        Ok(Answer::done(format!(
+            "leg {} of {} is being filled",
+            fill.device, fill.volume
+        )))
+    }
+
     fn volume(&self, name: &str) -> Result<Rc<VolumeLife>, Failure> {
-        self.volumes
-            .iter()
-            .find(|v| v.config.name == name)
-            .cloned()
-            .ok_or_else(|| {
-                let known: Vec<&str> = self
-                    .volumes
-                    .iter()
-                    .map(|v| v.config.name.as_str())
-                    .collect();
-                Failure::problem(format!(
-                    "no volume {name:?}; there are: {}",
-                    known.join(", ")
-                ))
-            })
+        let found = self.volumes.iter().find(|v| v.config.name == name);
+        if let Some(volume) = found {
+            return Ok(volume.clone());
+        }
+        names::volume(&self.config.borrow(), name)?;
+        Err(Failure::problem(format!(
+            "volume {name} is new in the configuration: restart `antler serve` to take it in"
+        )))
     }
 
     fn array(&self, name: &LegName) -> Result<(Rc<raid::Array>, Rc<VolumeLife>), Failure> {
@@ -154,10 +160,13 @@ impl Node {
                 "device {} is not there",
                 name.device
             ))),
-            None => Err(Failure::problem(format!(
-                "no volume uses a device {:?}",
-                name.device
-            ))),
+            None => {
+                names::device(&self.config.borrow(), &name.device)?;
+                Err(Failure::problem(format!(
+                    "device {} belongs to no volume that is served",
+                    name.device
+                )))
+            }
         }
     }
 
@@ -212,7 +221,7 @@ impl Node {
         let (mut done, mut skipped) = (0, Vec::new());
         for text in wanted {
             let (id, version) = parse_id(&text)?;
-            let mut outcome = Err("is not held".to_owned());
+            let mut outcome = Err("it is not held".to_owned());
             for (_, store) in self.stores() {
                 let result = match restore {
                     true => store.restore(id, version).await,
@@ -271,7 +280,8 @@ fn not_open(volume: &Rc<VolumeLife>) -> Failure {
 }
 
 fn reason(volume: &Rc<VolumeLife>) -> String {
-    let note = volume.volume_model().note;
+    let array = volume.array_snapshot();
+    let note = volume.volume_model(array.as_ref()).note;
     note.unwrap_or_else(|| "it is being opened".to_owned())
 }
 

@@ -10,6 +10,8 @@ pub mod data_path;
 pub mod metered;
 mod owner;
 mod scrub;
+mod slot;
+mod spares;
 pub(crate) mod survey;
 pub(crate) mod volume;
 
@@ -355,8 +357,9 @@ impl Node {
         metrics
             .client_latency
             .insert("write", *self.latency.write.borrow());
-        for volume in &self.volumes {
-            volume.measure(&mut metrics);
+        let arrays: Vec<_> = self.volumes.iter().map(|v| v.array_snapshot()).collect();
+        for (volume, array) in self.volumes.iter().zip(&arrays) {
+            volume.measure(array.as_ref(), &mut metrics);
         }
         let mut path_events: Vec<_> = self
             .volumes
@@ -365,13 +368,14 @@ impl Node {
             .collect();
         path_events.sort_by(|a, b| a.time.cmp(&b.time));
         Snapshot {
-            status: self.status(),
+            status: self.status(&arrays),
             path_events,
             metrics,
         }
     }
 
-    fn status(&self) -> Status {
+    fn status(&self, arrays: &[Option<raid::ArraySnapshot>]) -> Status {
+        let volumes = || self.volumes.iter().zip(arrays);
         let first = self.config.borrow();
         let configured = first
             .chunkserver
@@ -382,8 +386,12 @@ impl Node {
         Status {
             state: self.state.get(),
             master: master_model(&self.master, configured),
-            volumes: self.volumes.iter().map(|v| v.volume_model()).collect(),
-            arrays: self.volumes.iter().map(|v| v.array_model()).collect(),
+            volumes: volumes()
+                .map(|(volume, array)| volume.volume_model(array.as_ref()))
+                .collect(),
+            arrays: volumes()
+                .map(|(volume, array)| volume.array_model(array.as_ref()))
+                .collect(),
             devices: self
                 .volumes
                 .iter()

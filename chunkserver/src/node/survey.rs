@@ -177,20 +177,17 @@ pub(crate) fn array(snapshot: &raid::ArraySnapshot, note: Option<String>) -> mod
     }
 }
 
-/// An array that does not run.
-pub(crate) fn no_array(volume: &str, legs: &[String], note: Option<String>) -> model::Array {
-    let leg = |(slot, device): (usize, &String)| model::Leg {
-        device: device.clone(),
-        slot: Some(slot as u32),
-        state: model::LegState::Missing,
-        events: None,
-        write_mostly: false,
-        failfast: false,
-        read_bytes: 0,
-        write_bytes: 0,
-        read_errors: 0,
-        healed_blocks: 0,
-        utime: None,
+/// An array that does not run. `seen` is what was found of its legs, if anything was.
+pub(crate) fn no_array(
+    volume: &str,
+    legs: &[String],
+    seen: Vec<model::Leg>,
+    note: Option<String>,
+) -> model::Array {
+    let leg = |(slot, device): (usize, &String)| {
+        let known = seen.iter().find(|leg| leg.device == *device);
+        let missing = || idle_leg(device, Some(slot as u32), model::LegState::Missing);
+        known.cloned().unwrap_or_else(missing)
     };
     model::Array {
         volume: volume.to_owned(),
@@ -199,13 +196,46 @@ pub(crate) fn no_array(volume: &str, legs: &[String], note: Option<String>) -> m
         size_bytes: 0,
         data_offset_bytes: 0,
         state: model::ArrayState::Failed,
-        events: 0,
+        events: seen.iter().filter_map(|leg| leg.events).max().unwrap_or(0),
         bitmap: None,
         legs: legs.iter().enumerate().map(leg).collect(),
         sync: None,
         last_sync: None,
         note,
     }
+}
+
+/// A leg that no array uses.
+pub(crate) fn idle_leg(device: &str, slot: Option<u32>, state: model::LegState) -> model::Leg {
+    model::Leg {
+        device: device.to_owned(),
+        slot,
+        state,
+        events: None,
+        write_mostly: false,
+        failfast: false,
+        read_bytes: 0,
+        write_bytes: 0,
+        read_errors: 0,
+        healed_blocks: 0,
+        utime: None,
+    }
+}
+
+/// What each leg says of its own history, for the one who has to choose between them.
+pub(crate) fn histories(found: &raid::assemble::Survey) -> Vec<model::Leg> {
+    let members = found.members.iter().enumerate();
+    let told = members.filter_map(|(slot, member)| {
+        let (device, member) = member.as_ref()?;
+        // md keeps seconds in the low 40 bits.
+        let seconds = member.superblock.utime & 0xff_ffff_ffff;
+        Some(model::Leg {
+            events: Some(member.verdict().0),
+            utime: Some(Timestamp::from_secs(seconds).to_string()),
+            ..idle_leg(device, Some(slot as u32), model::LegState::Faulty)
+        })
+    });
+    told.collect()
 }
 
 fn leg(leg: &raid::LegSnapshot) -> model::Leg {
@@ -230,6 +260,7 @@ pub(crate) fn leg_state(word: &str) -> model::LegState {
         "rebuilding" => model::LegState::Rebuilding,
         "late" => model::LegState::Late,
         "missing" => model::LegState::Missing,
+        "replacement" => model::LegState::Replacement,
         _ => model::LegState::Faulty,
     }
 }
@@ -237,6 +268,7 @@ pub(crate) fn leg_state(word: &str) -> model::LegState {
 fn sync_kind(word: &str) -> model::SyncKind {
     match word {
         "resync" => model::SyncKind::Resync,
+        "replace" => model::SyncKind::Replace,
         _ => model::SyncKind::Recovery,
     }
 }

@@ -16,16 +16,16 @@ use mpath::Role;
 use raid::assemble::{assemble, survey, AssembleError, LegInput};
 use raid::decide::Decision;
 use raid::witness::Witness;
-use raid::{Array, Uuid};
+use raid::{Array, ArraySnapshot, Uuid};
 
-use crate::assemble::{Base, Leg, Opening};
-use crate::config::{Config, Device, Volume};
+use crate::assemble::{Base, Leg};
+use crate::config::{Config, Volume};
 use crate::control::Metrics;
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
-use crate::node::metered::Metered;
 use crate::node::scrub::Scrubber;
+use crate::node::slot::LegSlot;
 use crate::node::survey as translate;
 use crate::ownership;
 use crate::volumes::{Service, Volumes};
@@ -34,48 +34,6 @@ use crate::volumes::{Service, Volumes};
 const OTHER_LEG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a volume that waits is looked at again, and legs that are missing are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// A configured leg: its device, as far as it is there.
-pub(crate) struct LegSlot {
-    pub(crate) device: Device,
-    leg: RefCell<Option<(Leg, Rc<Metered>)>>,
-    problem: RefCell<Option<String>>,
-    /// Given to the array that runs.
-    attached: Cell<bool>,
-    copied: Cell<u64>,
-    copying: Cell<u64>,
-}
-
-impl LegSlot {
-    fn new(device: &Device) -> LegSlot {
-        LegSlot {
-            device: device.clone(),
-            leg: RefCell::new(None),
-            problem: RefCell::new(None),
-            attached: Cell::new(false),
-            copied: Cell::new(0),
-            copying: Cell::new(0),
-        }
-    }
-
-    pub(crate) fn leg(&self) -> Option<Leg> {
-        self.leg.borrow().as_ref().map(|(leg, _)| leg.clone())
-    }
-
-    fn block(&self) -> Option<Rc<dyn BlockDevice>> {
-        self.leg
-            .borrow()
-            .as_ref()
-            .map(|(_, metered)| metered.clone() as Rc<dyn BlockDevice>)
-    }
-
-    fn unit(&self) -> Option<Rc<mpath::MultipathDevice>> {
-        match self.leg() {
-            Some(Leg::Unit(unit)) => Some(unit),
-            _ => None,
-        }
-    }
-}
 
 /// What an operator decided about a volume that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +54,7 @@ pub(crate) struct NotAdopted {
 
 /// See the module.
 pub(crate) struct VolumeLife {
-    base: Base,
+    pub(super) base: Base,
     pub(crate) config: Volume,
     options: chunk_store::Options,
     window_bytes: u64,
@@ -105,7 +63,10 @@ pub(crate) struct VolumeLife {
     witness: Rc<dyn Witness>,
     events: EventLog,
     volumes: Weak<Volumes>,
-    pub(crate) legs: Vec<LegSlot>,
+    /// Legs, then spares.
+    pub(crate) legs: Vec<Rc<LegSlot>>,
+    /// What the last try to begin saw of the legs.
+    seen: RefCell<Vec<model::Leg>>,
     pub(crate) array: RefCell<Option<Rc<Array>>>,
     pub(crate) store: RefCell<Option<Rc<Store>>>,
     pub(crate) scrub: Rc<Scrubber>,
@@ -133,12 +94,13 @@ pub(crate) struct Shared {
 impl VolumeLife {
     /// A volume that is not yet begun.
     pub(crate) fn new(shared: &Shared, config: &Config, volume: &Volume) -> Rc<VolumeLife> {
-        let legs: Vec<LegSlot> = volume
-            .legs
-            .iter()
-            .filter_map(|name| config.device(name))
-            .map(LegSlot::new)
-            .collect();
+        let slots = |names: &[String], is_spare| {
+            let devices = names.iter().filter_map(|name| config.device(name));
+            let slots = devices.map(|device| LegSlot::new(device, is_spare));
+            slots.collect::<Vec<_>>()
+        };
+        let mut legs = slots(&volume.legs, false);
+        legs.extend(slots(&volume.spares, true));
         let cache_share = config.chunkserver.cache_bytes / config.volumes.len().max(1) as u64;
         let durability = config.chunkserver.durability;
         let options = chunk_store::Options {
@@ -168,6 +130,7 @@ impl VolumeLife {
             events: shared.events.clone(),
             volumes: Rc::downgrade(&shared.volumes),
             legs,
+            seen: RefCell::default(),
             array: RefCell::default(),
             store: RefCell::default(),
             scrub: Scrubber::new(shared.base.rt.clone(), &volume.name),
@@ -182,9 +145,7 @@ impl VolumeLife {
 
     /// Brings the volume up and looks after its legs, until the node stops.
     pub(crate) async fn run(self: Rc<Self>) {
-        for slot in 0..self.legs.len() {
-            self.open_leg(slot).await;
-        }
+        self.begin_opening();
         self.wait_for_legs().await;
         while !self.stopping.get() {
             if self.store.borrow().is_none() {
@@ -194,40 +155,22 @@ impl VolumeLife {
                 }
             } else {
                 self.attach_late_legs().await;
+                self.look_after_legs().await;
             }
             self.base.rt.sleep(LOOK_AGAIN).await;
-            for slot in 0..self.legs.len() {
-                if self.legs[slot].leg().is_none() {
-                    self.open_leg(slot).await;
-                }
-            }
+            self.begin_opening();
         }
     }
 
-    async fn open_leg(&self, slot: usize) {
-        let slot = &self.legs[slot];
-        let how = Opening {
-            create: false,
-            in_mirror: self.legs.len() > 1,
-        };
-        match Leg::open(&self.base, &slot.device, how).await {
-            Ok(leg) => {
-                let metered = Metered::new(self.base.rt.clone(), leg.block());
-                *slot.leg.borrow_mut() = Some((leg, metered));
-                *slot.problem.borrow_mut() = None;
-            }
-            Err(failure) => {
-                let news = Some(failure.text);
-                if *slot.problem.borrow() != news {
-                    tracing::warn!(
-                        "volume {}: {}",
-                        self.config.name,
-                        news.as_deref().unwrap_or("")
-                    );
-                }
-                *slot.problem.borrow_mut() = news;
-            }
+    fn begin_opening(&self) {
+        for slot in &self.legs {
+            slot.begin_opening(&self.base, &self.config.name, self.legs.len() > 1);
         }
+    }
+
+    /// The configured legs, without spares.
+    fn own_legs(&self) -> impl Iterator<Item = &Rc<LegSlot>> {
+        self.legs.iter().filter(|slot| !slot.is_spare)
     }
 
     /// Returns when every leg is ready, or one has been for [`OTHER_LEG_PATIENCE`].
@@ -236,7 +179,7 @@ impl VolumeLife {
         let mut first: Option<blockdev::Instant> = None;
         loop {
             let ready = self.ready_legs().await;
-            if ready == self.legs.len() {
+            if ready == self.own_legs().count() {
                 return;
             }
             if ready > 0 {
@@ -244,9 +187,10 @@ impl VolumeLife {
                 if rt.now() - since >= OTHER_LEG_PATIENCE {
                     return;
                 }
-            } else if self.legs.iter().all(|slot| slot.leg().is_none()) {
-                return;
-            } else {
+            } else if !self.own_legs().any(|slot| slot.is_opening()) {
+                if self.own_legs().all(|slot| slot.leg().is_none()) {
+                    return;
+                }
                 let text = self.problems().join("; ");
                 self.wait_because(model::VolumeState::Absent, text);
             }
@@ -259,19 +203,14 @@ impl VolumeLife {
 
     async fn ready_legs(&self) -> usize {
         let mut ready = 0;
-        for slot in &self.legs {
-            if let Some(leg) = slot.leg() {
-                if leg.ready(&self.base.rt, Duration::ZERO).await.is_ok() {
-                    ready += 1;
-                }
-            }
+        for slot in self.own_legs() {
+            ready += usize::from(slot.is_ready(&self.base.rt).await);
         }
         ready
     }
 
     fn problems(&self) -> Vec<String> {
-        self.legs
-            .iter()
+        self.own_legs()
             .map(|slot| match &*slot.problem.borrow() {
                 Some(text) => text.clone(),
                 None => format!("{}: no path is up yet", slot.device.name),
@@ -297,9 +236,9 @@ impl VolumeLife {
         let word = self.word.borrow().clone();
         let mut inputs = Vec::new();
         for slot in &self.legs {
-            let device = match slot.leg() {
-                Some(leg) if leg.ready(&self.base.rt, Duration::ZERO).await.is_ok() => slot.block(),
-                _ => None,
+            let device = match slot.is_ready(&self.base.rt).await {
+                true => slot.block(),
+                false => None,
             };
             let wanted = match &word {
                 None => true,
@@ -318,6 +257,7 @@ impl VolumeLife {
         let found = survey(&inputs, &*self.witness, alone)
             .await
             .map_err(|e| (state_of(&e), self.cured(&e.to_string())))?;
+        *self.seen.borrow_mut() = translate::histories(&found);
         match &found.decision {
             Decision::Run(_) => {}
             Decision::Wait(text) => return Err((waiting, self.cured(text))),
@@ -353,10 +293,11 @@ impl VolumeLife {
             .await
             .map_err(|e| (failed, format!("the claim cannot be written: {e}")))?;
         for slot in &self.legs {
-            let used = inputs
+            let given = inputs
                 .iter()
                 .any(|i| i.name == slot.device.name && i.device.is_some());
-            slot.attached.set(used);
+            slot.attached
+                .set(given && (!slot.is_spare || has_leg(&array, slot)));
         }
         self.follow_events(&array);
         *self.array.borrow_mut() = Some(array.clone());
@@ -402,7 +343,7 @@ impl VolumeLife {
     fn array_options(&self, units: [Option<Rc<mpath::MultipathDevice>>; 2]) -> raid::Options {
         let mut options = raid::Options::new(&self.config.name);
         options.window_bytes = self.window_bytes;
-        let legs = self.legs.iter().filter_map(LegSlot::leg);
+        let legs = self.legs.iter().filter_map(|slot| slot.leg());
         options.owner = Some(ownership::owner(
             self.owner_node,
             &self.initiator_name,
@@ -456,11 +397,9 @@ impl VolumeLife {
             return;
         };
         for slot in &self.legs {
-            if slot.attached.get() {
-                continue;
-            }
-            let Some(leg) = slot.leg() else { continue };
-            if leg.ready(&self.base.rt, Duration::ZERO).await.is_err() {
+            // A spare is one of the array's only once it has taken a leg's place.
+            let is_idle = slot.is_spare && !has_leg(&array, slot);
+            if slot.attached.get() || is_idle || !slot.is_ready(&self.base.rt).await {
                 continue;
             }
             let Some(device) = slot.block() else { continue };
@@ -477,11 +416,8 @@ impl VolumeLife {
                     *slot.problem.borrow_mut() = None;
                 }
                 Err(error) => {
-                    let text = format!("{}: {error}", slot.device.name);
-                    if slot.problem.borrow().as_ref() != Some(&text) {
-                        tracing::warn!("volume {}: leg not taken in: {text}", self.config.name);
-                    }
-                    *slot.problem.borrow_mut() = Some(text);
+                    let text = format!("leg {} is not taken in: {error}", slot.device.name);
+                    slot.note_problem(&self.config.name, text);
                 }
             }
         }
@@ -636,10 +572,11 @@ impl VolumeLife {
         self.legs
             .iter()
             .find(|slot| slot.device.name == device)
+            .map(|slot| &**slot)
             .ok_or_else(|| {
                 let known: Vec<&str> = self.legs.iter().map(|s| s.device.name.as_str()).collect();
                 Failure::problem(format!(
-                    "volume {} has no leg {device:?}; its legs are {}",
+                    "volume {} has no leg or spare {device:?}; there are: {}",
                     self.config.name,
                     known.join(", ")
                 ))
@@ -663,13 +600,17 @@ impl VolumeLife {
         slot.attached.set(attached);
     }
 
+    /// The array as it is now: taken once, and shown by all that follow.
+    pub(crate) fn array_snapshot(&self) -> Option<ArraySnapshot> {
+        self.array.borrow().as_ref().map(|array| array.snapshot())
+    }
+
     /// What `antler status` shows of the volume.
-    pub(crate) fn volume_model(&self) -> model::Volume {
+    pub(crate) fn volume_model(&self, array: Option<&ArraySnapshot>) -> model::Volume {
         let store = self.store.borrow();
         let stats = store.as_ref().map(|s| s.stats()).unwrap_or_default();
-        let array = self.array.borrow();
-        let failure = array.as_ref().and_then(|a| a.snapshot().failure);
-        let failed = failure.clone().or_else(|| stats.failed.clone());
+        let failure = array.and_then(|array| array.failure.clone());
+        let failed = failure.or_else(|| stats.failed.clone());
         let durability = match self.options.durability {
             chunk_store::Durability::Flush => "flush",
             chunk_store::Durability::Fua => "fua",
@@ -700,15 +641,18 @@ impl VolumeLife {
     }
 
     /// What `antler arrays` shows of it.
-    pub(crate) fn array_model(&self) -> model::Array {
-        match &*self.array.borrow() {
-            Some(array) => translate::array(&array.snapshot(), self.note.borrow().clone()),
-            None => translate::no_array(
-                &self.config.name,
-                &self.config.legs,
-                self.note.borrow().clone(),
-            ),
-        }
+    pub(crate) fn array_model(&self, array: Option<&ArraySnapshot>) -> model::Array {
+        let note = self.note.borrow().clone();
+        let mut model = match array {
+            Some(array) => translate::array(array, note),
+            None => {
+                let seen = self.seen.borrow().clone();
+                translate::no_array(&self.config.name, &self.config.legs, seen, note)
+            }
+        };
+        let spares = self.spare_models(&model.legs);
+        model.legs.extend(spares);
+        model
     }
 
     /// What `antler paths` shows of its legs.
@@ -727,7 +671,7 @@ impl VolumeLife {
 
     /// Requests of its legs that did not go straight through.
     pub(crate) fn path_events(&self) -> Vec<model::PathEvent> {
-        let units = self.legs.iter().filter_map(LegSlot::unit);
+        let units = self.legs.iter().filter_map(|slot| slot.unit());
         units
             .flat_map(|unit| {
                 let name = unit.name();
@@ -740,8 +684,8 @@ impl VolumeLife {
     }
 
     /// Adds its counters to the metrics.
-    pub(crate) fn measure(&self, metrics: &mut Metrics) {
-        let running = self.array.borrow().as_ref().and_then(|a| a.snapshot().sync);
+    pub(crate) fn measure(&self, array: Option<&ArraySnapshot>, metrics: &mut Metrics) {
+        let running = array.and_then(|array| array.sync.as_ref());
         for slot in &self.legs {
             if let Some((_, metered)) = &*slot.leg.borrow() {
                 for (operation, histogram) in metered.histograms() {
@@ -751,7 +695,6 @@ impl VolumeLife {
             }
             // A copy's counter begins anew with each copy; the metric never falls.
             let now = running
-                .as_ref()
                 .filter(|s| s.leg == slot.device.name)
                 .map_or(0, |s| s.copied_bytes);
             let before = slot.copying.replace(now);
@@ -764,6 +707,12 @@ impl VolumeLife {
                 .insert(key, slot.copied.get() + now);
         }
     }
+}
+
+/// Whether the array has a leg of that name.
+fn has_leg(array: &Array, slot: &LegSlot) -> bool {
+    let legs = array.snapshot().legs;
+    legs.iter().any(|leg| leg.device == slot.device.name)
 }
 
 fn state_of(error: &AssembleError) -> model::VolumeState {

@@ -42,7 +42,7 @@ async fn format(
     mirror_sync: bool,
     data_path: &DataPath,
 ) -> Result<VolumeCreated, Failure> {
-    let devices = legs.all()?;
+    let devices = legs.all(volume)?;
     distinct_units(config, volume, legs)?;
     for (name, device) in &devices {
         let found = examine(&**device)

@@ -35,7 +35,7 @@ async fn fsck(
     data_path: &DataPath,
 ) -> Result<VolumeCheck, Failure> {
     if repair {
-        legs.all()?;
+        legs.all(volume)?;
     }
     let array = match repair {
         true => open_array(base, config, volume, legs, data_path).await?,

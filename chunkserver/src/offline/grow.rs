@@ -57,7 +57,7 @@ struct Grower<'a> {
 impl Grower<'_> {
     /// First the array, then the store on it: at no point is there a store that is larger than its array.
     async fn grow(&self) -> Result<String, Failure> {
-        self.legs.all()?;
+        self.members().await?;
         // What an unclean stop left is closed first; and from here on the volume is ours.
         let array = self.array().await?;
         let legs = self.members().await?;

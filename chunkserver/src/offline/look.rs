@@ -2,16 +2,18 @@
 
 use std::rc::Rc;
 
+use chunk_store::Store;
 use raid::assemble::{assemble, survey};
 use raid::decide::{Decision, Role};
 use raid::witness::FileWitness;
 
-use super::{lock, on_shard, Legs, Onlooker};
+use super::{lock, on_shard, store_options, Legs, Onlooker};
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
 use crate::exit::Failure;
 use crate::model::LegState;
 use crate::names;
+use crate::ownership::in_words;
 use crate::report::{OfflineLeg, VolumeDetails, VolumeInfo};
 
 /// See [`crate::ops::Ops::volume_info`].
@@ -49,10 +51,10 @@ async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> V
     }
     for (name, leg, failure) in &legs.0 {
         if !info.legs.iter().any(|known| known.device == *name) {
-            let state = if leg.is_some() {
-                LegState::Faulty
-            } else {
-                LegState::Missing
+            let state = match leg {
+                None => LegState::Missing,
+                Some(_) if volume.spares.contains(name) => LegState::Spare,
+                Some(_) => LegState::Faulty,
             };
             info.legs.push(OfflineLeg {
                 device: name.clone(),
@@ -61,7 +63,7 @@ async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> V
                 state,
             });
         }
-        if let Some(failure) = failure {
+        if let Some(failure) = failure.as_ref().filter(|_| volume.legs.contains(name)) {
             info.error.get_or_insert_with(|| failure.text.clone());
         }
     }
@@ -113,10 +115,14 @@ async fn look_at(
                 && member.superblock.resync_offset == raid::superblock::CLEAN,
         );
         if details {
+            let claim = member.claim.as_ref();
+            let claimed_by = claim.map(|claim| in_words(claim, base.rt.wall()));
             info.details = Some(VolumeDetails {
                 format_version: 0,
                 data_offset_bytes: member.places.data.bytes(),
                 largest_chunk_id: None,
+                metaid: None,
+                claimed_by: claimed_by.clone(),
             });
         }
     }
@@ -141,10 +147,24 @@ async fn look_at(
     info.used_bytes = Some(store.used_bytes);
     info.free_bytes = Some(store.size_bytes.saturating_sub(store.used_bytes));
     info.chunks = Some(store.chunks);
+    // The superblock counts data as of the last checkpoint; with the journal and the store's own needs it is what
+    // a start would tell the master.
+    let (rt, pool) = (base.rt.clone(), base.pool.clone());
+    if let Ok(view) = Store::view(array, rt, pool, store_options(volume)).await {
+        let stats = view.stats();
+        info.used_bytes = Some(stats.used_bytes);
+        info.free_bytes = Some(stats.free_bytes);
+        info.chunks = Some(stats.chunks);
+    }
     info.clean = Some(info.clean.unwrap_or(true) && store.clean);
     if let Some(details) = &mut info.details {
         details.format_version = store.format_version;
         let id = store.largest_chunk_id;
+        details.metaid = match store.metaid {
+            0 => None,
+            chunk_store::ANY_METAID => Some("any".to_owned()),
+            id => Some(format!("{id:016x}")),
+        };
         details.largest_chunk_id = (id != 0).then(|| format!("{id:016X}"));
     }
     Ok(())

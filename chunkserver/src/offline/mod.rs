@@ -67,9 +67,12 @@ impl Legs {
             create,
             in_mirror: volume.legs.len() > 1,
         };
+        // A spare may have become a leg; one that is still blank is no member, and is passed over.
+        let spares = volume.spares.iter().filter(|_| !create);
         let opening: Vec<_> = volume
             .legs
             .iter()
+            .chain(spares)
             .map(|name| {
                 let (base, device) = (base.clone(), names::device(config, name).cloned());
                 let task = spawn_local(async move { open_leg(&base, &device?, how).await });
@@ -89,10 +92,11 @@ impl Legs {
         Legs(legs)
     }
 
-    /// All of them, or why one is missing.
-    fn all(&self) -> Result<Vec<Named>, Failure> {
+    /// All of them without spares, or why one is missing.
+    fn all(&self, volume: &Volume) -> Result<Vec<Named>, Failure> {
         self.0
             .iter()
+            .filter(|(name, ..)| volume.legs.contains(name))
             .map(|(name, leg, failure)| match (leg, failure) {
                 (Some(leg), _) => Ok((name.clone(), leg.block())),
                 (None, Some(failure)) => Err(failure.clone()),

@@ -147,6 +147,8 @@ pub fn volume_info(v: &VolumeInfo) -> String {
         line("format version", d.format_version.to_string());
         line("data offset", format!("{} bytes", d.data_offset_bytes));
         line("largest chunk id", or_dash(d.largest_chunk_id.as_deref()));
+        line("metaid", or_dash(d.metaid.as_deref()));
+        line("claimed by", or_dash(d.claimed_by.as_deref()));
     }
     if let Some(error) = &v.error {
         line("error", error.clone());
@@ -484,6 +486,8 @@ mod tests {
             format_version: 1,
             data_offset_bytes: 2 << 20,
             largest_chunk_id: Some("000000000000000C".to_owned()),
+            metaid: None,
+            claimed_by: None,
         });
         let shown = serde_json::to_value(&v).unwrap();
         assert_eq!(shown["format_version"], 1);

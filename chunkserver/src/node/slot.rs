@@ -1,0 +1,105 @@
+//! A configured device of a volume, leg or spare, as far as it is there.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use blockdev::{BlockDevice, Instant, Rt};
+
+use crate::assemble::{Base, Leg, Opening};
+use crate::config::Device;
+use crate::node::metered::Metered;
+
+/// See the module.
+pub(crate) struct LegSlot {
+    pub(crate) device: Device,
+    /// It waits for a leg to fail.
+    pub(crate) is_spare: bool,
+    pub(crate) leg: RefCell<Option<(Leg, Rc<Metered>)>>,
+    pub(crate) problem: RefCell<Option<String>>,
+    opening: Cell<bool>,
+    /// Given to the array that runs.
+    pub(crate) attached: Cell<bool>,
+    /// Since when the array does without it.
+    pub(crate) out_since: Cell<Option<Instant>>,
+    pub(crate) copied: Cell<u64>,
+    pub(crate) copying: Cell<u64>,
+}
+
+impl LegSlot {
+    pub(crate) fn new(device: &Device, is_spare: bool) -> Rc<LegSlot> {
+        Rc::new(LegSlot {
+            device: device.clone(),
+            is_spare,
+            leg: RefCell::new(None),
+            problem: RefCell::new(None),
+            opening: Cell::new(false),
+            attached: Cell::new(false),
+            out_since: Cell::new(None),
+            copied: Cell::new(0),
+            copying: Cell::new(0),
+        })
+    }
+
+    pub(crate) fn leg(&self) -> Option<Leg> {
+        self.leg.borrow().as_ref().map(|(leg, _)| leg.clone())
+    }
+
+    pub(crate) fn block(&self) -> Option<Rc<dyn BlockDevice>> {
+        let leg = self.leg.borrow();
+        leg.as_ref()
+            .map(|(_, metered)| metered.clone() as Rc<dyn BlockDevice>)
+    }
+
+    pub(crate) fn unit(&self) -> Option<Rc<mpath::MultipathDevice>> {
+        match self.leg() {
+            Some(Leg::Unit(unit)) => Some(unit),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_opening(&self) -> bool {
+        self.opening.get()
+    }
+
+    /// Whether it can be used now.
+    pub(crate) async fn is_ready(&self, rt: &Rt) -> bool {
+        match self.leg() {
+            Some(leg) => leg.ready(rt, Duration::ZERO).await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Opens the device, if that is not done or under way, as a task of its own: one that does not answer
+    /// delays no other (P7).
+    pub(crate) fn begin_opening(self: &Rc<Self>, base: &Base, volume: &str, in_mirror: bool) {
+        if self.leg.borrow().is_some() || self.opening.replace(true) {
+            return;
+        }
+        let (me, base, volume) = (self.clone(), base.clone(), volume.to_owned());
+        base.rt.clone().spawn(async move {
+            let how = Opening {
+                create: false,
+                in_mirror,
+            };
+            match Leg::open(&base, &me.device, how).await {
+                Ok(leg) => {
+                    let metered = Metered::new(base.rt.clone(), leg.block());
+                    *me.leg.borrow_mut() = Some((leg, metered));
+                    *me.problem.borrow_mut() = None;
+                }
+                Err(failure) => me.note_problem(&volume, failure.text),
+            }
+            me.opening.set(false);
+        });
+    }
+
+    /// Notes why it is not used, and says so if that is news.
+    pub(crate) fn note_problem(&self, volume: &str, text: String) {
+        let mut problem = self.problem.borrow_mut();
+        if problem.as_ref() != Some(&text) {
+            tracing::warn!("volume {volume}: {text}");
+            *problem = Some(text);
+        }
+    }
+}

@@ -147,7 +147,11 @@ pub fn bench_iscsi(defaults: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, F
         let deadline = base.rt.now() + iscsi.login_timeout;
         let report = iscsi::run_iscsi(&initiator, &port, args.load.sessions, bench, deadline)
             .await
-            .map_err(bench_failure)?;
+            .map_err(|error| {
+                let failure = bench_failure(error);
+                let text = format!("{}: {}", args.portal, failure.text);
+                Failure { text, ..failure }
+            })?;
         iscsi_report(report, "iscsi", args.load.trace.as_deref())
     })
 }

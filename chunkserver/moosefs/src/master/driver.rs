@@ -187,7 +187,6 @@ impl Driver {
         let refused = ending == Ending::OtherFileSystem;
         match ending {
             Ending::Lost => {
-                tracing::warn!(%address, why, "master lost");
                 (self.tell)(MasterEvent::Lost {
                     address,
                     text: why.clone(),
@@ -195,7 +194,6 @@ impl Driver {
             }
             Ending::OtherFileSystem if !self.refused_told => {
                 self.refused_told = true;
-                tracing::error!(%address, why, "master refused: no chunk is told to it");
                 (self.tell)(MasterEvent::Refused {
                     address,
                     text: why.clone(),
@@ -510,7 +508,6 @@ impl<'a> Conversation<'a> {
                 let version = self.driver.status.borrow().version.unwrap_or_default();
                 let Identity { csid, metaid } = self.driver.identity;
                 let text = format!("master {version}, server id {csid}, metaid {metaid:016x}");
-                tracing::info!(%address, text, "registered");
                 (self.driver.tell)(MasterEvent::Connected { address, text });
             }
             Event::Command(command) => self.orders.push_back(Order::Command { epoch, command }),

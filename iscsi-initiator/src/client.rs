@@ -114,6 +114,8 @@ struct Inner {
     armed: Cell<Instant>,
     /// Some task ended in this turn.
     answered: Cell<bool>,
+    /// The time, as far as this turn has asked for it.
+    clock: Cell<Option<Instant>>,
     late: Cell<Duration>,
 }
 
@@ -163,6 +165,7 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             answered: Cell::default(),
+            clock: Cell::default(),
             late: Cell::default(),
         });
         let client = Client {
@@ -240,7 +243,7 @@ impl Client {
 
     /// Pings the target with `bytes` of data; the outcome is [`Outcome::Pong`] or `Lost`.
     pub fn ping(&self, bytes: usize) -> Completion<Outcome> {
-        self.begin(|session, now| session.ping(now, bytes)).1
+        self.begin(|session, rt| session.ping(rt.now(), bytes)).1
     }
 
     /// Negotiates text; the outcome is [`Outcome::Text`] or `Lost`.
@@ -306,7 +309,7 @@ impl Client {
 
     fn begin(
         &self,
-        request: impl FnOnce(&mut Session, Instant) -> Result<Tag, SubmitError>,
+        request: impl FnOnce(&mut Session, &Rt) -> Result<Tag, SubmitError>,
     ) -> (Option<Tag>, Completion<Outcome>) {
         let (promise, completion) = pair();
         (
@@ -320,11 +323,10 @@ impl Inner {
     fn begin(
         &self,
         waiter: Waiter,
-        request: impl FnOnce(&mut Session, Instant) -> Result<Tag, SubmitError>,
+        request: impl FnOnce(&mut Session, &Rt) -> Result<Tag, SubmitError>,
     ) -> Option<Tag> {
-        let now = self.rt.now();
         let mut core = self.core.borrow_mut();
-        match request(&mut core.session, now) {
+        match request(&mut core.session, &self.rt) {
             Ok(tag) => {
                 let slot = tag.slot();
                 if core.waiters.len() <= slot {
@@ -438,6 +440,7 @@ impl Inner {
             *self.driver.borrow_mut() = Some(cx.waker().clone());
         }
         self.in_turn.set(true);
+        self.clock.set(None);
         let mut again = self.read(cx);
         self.deliver();
         self.write(cx);
@@ -492,7 +495,7 @@ impl Inner {
             let polled = link.poll_read(cx, &mut space);
             drop(space);
             match polled {
-                Poll::Ready(Ok(bytes)) => session.received(self.rt.now(), bytes),
+                Poll::Ready(Ok(bytes)) => session.received(self.now(), bytes),
                 Poll::Ready(Err(error)) => {
                     session.close(PathCause::Connection(error.to_string()));
                     return false;
@@ -523,7 +526,7 @@ impl Inner {
             let polled = link.poll_write(cx, &slices);
             drop(slices);
             match polled {
-                Poll::Ready(Ok(bytes)) => session.transmitted(self.rt.now(), bytes),
+                Poll::Ready(Ok(bytes)) => session.transmitted(self.now(), bytes),
                 Poll::Ready(Err(error)) => {
                     return session.close(PathCause::Connection(error.to_string()));
                 }
@@ -532,9 +535,16 @@ impl Inner {
         }
     }
 
+    /// The time of this turn: asked for once, at or after the first read.
+    fn now(&self) -> Instant {
+        let now = self.clock.get().unwrap_or_else(|| self.rt.now());
+        self.clock.set(Some(now));
+        now
+    }
+
     /// Looks at the clock, after the socket was read.
     fn judge(&self) {
-        let now = self.rt.now();
+        let now = self.now();
         let mut core = self.core.borrow_mut();
         let late = self.late.take();
         if Lateness(late).is_own_stall() {

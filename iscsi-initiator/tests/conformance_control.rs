@@ -664,6 +664,23 @@ fn parameters_take_effect_only_after_negotiation() {
     }
 }
 
+/// DESIGN.md §2: a burst leaves as one vectored write also where the target takes 8 KiB at a time.
+#[test]
+fn burst_of_small_segments_is_one_vectored_write() {
+    let mut peer = plain();
+    peer.write(&bytes(262_144));
+    let tag = peer.next().generic().task_tag;
+    let r2t = peer.r2t(tag, 0, 0, 262_144);
+    peer.send(r2t, b"");
+    let slices = peer.session.transmit();
+    let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+    assert_eq!(offered, 32 * (48 + 8192));
+    // The system takes at most 1024 at a time.
+    assert!(slices.len() <= 1024, "{}", slices.len());
+    drop(slices);
+    assert_eq!(peer.all().len(), 32);
+}
+
 /// §13.12: smaller segments while unsolicited data wait are counted anew.
 #[test]
 fn new_segment_length_recounts_unsolicited_data() {

@@ -18,7 +18,7 @@ use zerocopy::byteorder::big_endian::U32;
 use zerocopy::IntoBytes;
 
 const RUNS: u64 = 1_000_000;
-const SESSIONS: u64 = 5_000;
+const SESSIONS: u64 = 2_000;
 
 /// splitmix64.
 struct Dice(u64);

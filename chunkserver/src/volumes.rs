@@ -100,6 +100,21 @@ impl Volumes {
         self.list.borrow_mut().retain(|volume| volume.name != name);
     }
 
+    /// Takes a volume out of service that the master knows: its chunks are reported lost.
+    pub fn withdraw(&self, name: &str) {
+        let gone = self.list.borrow().iter().find(|v| v.name == name).cloned();
+        let Some(gone) = gone else { return };
+        self.hide(name);
+        self.replicas
+            .borrow_mut()
+            .retain(|_, (volume, _)| !Rc::ptr_eq(volume, &gone));
+        for entry in gone.chunks.inventory() {
+            if self.holder(entry.id).is_none() {
+                self.reports.push(Report::Lost(entry.id));
+            }
+        }
+    }
+
     /// Changes what a volume takes; `false` if it is not in service. The chunks are reported
     /// again, for the mark travels with their version.
     pub fn set_service(&self, name: &str, service: Service) -> bool {

@@ -30,6 +30,7 @@ fn a_mirrored_san_under_moosefs() {
     a_path_is_pulled(&mut site, &load);
     a_storage_node_is_killed_and_returns(&mut site, &load);
     a_storage_node_freezes_and_thaws(&mut site, &load);
+    both_storage_nodes_are_killed_and_return(&mut site, &load);
     the_server_is_killed(&mut site, &load);
     let acknowledged = load.finish();
 
@@ -193,6 +194,22 @@ fn a_storage_node_freezes_and_thaws(site: &mut Site, load: &Load) {
     site.storage[0].thaw();
     wait_mirror_whole(site);
     load.progress(5, MINUTE);
+}
+
+fn both_storage_nodes_are_killed_and_return(site: &mut Site, load: &Load) {
+    for node in 0..2 {
+        site.storage[node].kill();
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    for node in 0..2 {
+        site.storage[node].restart();
+    }
+    wait_mirror_whole(site);
+    load.progress(5, 2 * MINUTE);
+    println!(
+        "both nodes killed: the longest round took {} ms",
+        load.longest_stall_ms()
+    );
 }
 
 fn the_server_is_killed(site: &mut Site, load: &Load) {

@@ -9,6 +9,7 @@ mod commands;
 pub mod data_path;
 pub mod metered;
 mod owner;
+mod revive;
 mod scrub;
 mod slot;
 mod spares;

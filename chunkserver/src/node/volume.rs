@@ -24,6 +24,7 @@ use crate::control::Metrics;
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
+use crate::node::revive::Failures;
 use crate::node::scrub::Scrubber;
 use crate::node::slot::LegSlot;
 use crate::node::survey as translate;
@@ -79,6 +80,7 @@ pub(crate) struct VolumeLife {
     /// The file system that the master belongs to; `None` before one has accepted us.
     metaid: Rc<Cell<Option<(u64, u16)>>>,
     stopping: Cell<bool>,
+    pub(super) failures: Cell<Failures>,
 }
 
 /// What every volume of a node shares.
@@ -140,6 +142,7 @@ impl VolumeLife {
             word: RefCell::default(),
             metaid: shared.metaid.clone(),
             stopping: Cell::new(false),
+            failures: Cell::default(),
         })
     }
 
@@ -156,6 +159,7 @@ impl VolumeLife {
             } else {
                 self.attach_late_legs().await;
                 self.look_after_legs().await;
+                self.revive().await;
             }
             self.base.rt.sleep(LOOK_AGAIN).await;
             self.begin_opening();
@@ -218,7 +222,7 @@ impl VolumeLife {
             .collect()
     }
 
-    fn wait_because(&self, state: model::VolumeState, text: String) {
+    pub(super) fn wait_because(&self, state: model::VolumeState, text: String) {
         self.state.set(state);
         let mut note = self.note.borrow_mut();
         if note.as_ref() != Some(&text) {
@@ -511,6 +515,15 @@ impl VolumeLife {
         }
     }
 
+    /// Takes it out of service for good: the master is told that its chunks are lost.
+    pub(super) fn withdraw(&self) {
+        if self.served.replace(false) {
+            if let Some(volumes) = self.volumes.upgrade() {
+                volumes.withdraw(&self.config.name);
+            }
+        }
+    }
+
     fn state_in_service(&self) -> model::VolumeState {
         match self.config.state {
             crate::config::VolumeState::Active => model::VolumeState::Active,
@@ -528,12 +541,23 @@ impl VolumeLife {
                 tracing::warn!("volume {}: not stopped cleanly: {error}", self.config.name);
             }
         }
+        self.end_array_and_sessions().await;
+    }
+
+    /// Whether the node is on its way out.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.get()
+    }
+
+    /// Leaves the array as clean as it can be, and logs out of its units.
+    pub(super) async fn end_array_and_sessions(&self) {
         let array = self.array.borrow_mut().take();
         if let Some(array) = array {
             array.stop().await;
         }
         for slot in &self.legs {
             let leg = slot.leg.borrow_mut().take();
+            slot.attached.set(false);
             if let Some((leg, metered)) = leg {
                 drop(metered);
                 leg.close().await;

@@ -24,8 +24,10 @@ pub enum Verdict {
     Again,
     /// The same again after a pause of 1 to 50 ms: BUSY, TASK SET FULL.
     Busy,
-    /// The same again after a longer pause: becoming ready, ALUA transition.
+    /// The same again after a longer pause: becoming ready.
     NotReady,
+    /// As `NotReady`, and the port group of this path is in transition: elsewhere, if there is one.
+    Transition,
     /// Once more here, then on another path (the path is failed): doubtful answers.
     OnceThenOtherPath(PathCause),
     /// Once more here, then upward as a medium error.
@@ -87,7 +89,8 @@ fn classify_sense(sense: &Sense) -> Verdict {
         (0x00 | 0x01, ..) => Verdict::OnceThenOtherPath(PathCause::Unit(key, asc, ascq)),
         // NOT READY: standby, unavailable, offline on this way; the rest becomes ready.
         (0x02, 0x04, 0x0B | 0x0C | 0x12) => elsewhere(),
-        (0x02, 0x04, 0x00 | 0x01 | 0x04..=0x0A | 0x11 | 0x13..=0x1B) => Verdict::NotReady,
+        (0x02, 0x04, 0x0A) => Verdict::Transition,
+        (0x02, 0x04, 0x00 | 0x01 | 0x04..=0x09 | 0x11 | 0x13..=0x1B) => Verdict::NotReady,
         (0x02, ..) => elsewhere(),
         (0x03, 0x11 | 0x13 | 0x14, _) => Verdict::Medium(sense.information),
         (0x03, ..) => Verdict::OnceThenMedium(sense.information),
@@ -142,7 +145,7 @@ mod tests {
             ((0x02, 0x04, 0x01), Verdict::NotReady),
             ((0x02, 0x04, 0x04), Verdict::NotReady),
             ((0x02, 0x04, 0x07), Verdict::NotReady),
-            ((0x02, 0x04, 0x0A), Verdict::NotReady),
+            ((0x02, 0x04, 0x0A), Verdict::Transition),
             ((0x02, 0x04, 0x14), Verdict::NotReady),
             ((0x02, 0x04, 0x1B), Verdict::NotReady),
             (

@@ -86,6 +86,16 @@ impl SelectorKind {
     }
 }
 
+/// `prio`: what makes one group better than another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Prio {
+    /// Nothing: all are equal.
+    #[default]
+    Const,
+    /// The ALUA state of the path's target port group.
+    Alua,
+}
+
 /// `failback`: when to return to a better group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Failback {
@@ -160,6 +170,10 @@ pub struct Config {
     pub grouping: Grouping,
     /// `path_selector`.
     pub selector: SelectorKind,
+    /// `prio`.
+    pub prio: Prio,
+    /// `detect_prio`: ALUA where the unit has it, whatever `prio` says.
+    pub detect_prio: bool,
     /// `failback`.
     pub failback: Failback,
     /// `no_path_retry`; `None`: 12 checks alone, fail at once as a mirror's leg.
@@ -190,6 +204,8 @@ impl Config {
             wwid: None,
             grouping: Grouping::default(),
             selector: SelectorKind::default(),
+            prio: Prio::default(),
+            detect_prio: true,
             failback: Failback::default(),
             no_path_retry: None,
             polling_interval: Duration::from_secs(5),

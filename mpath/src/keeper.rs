@@ -10,6 +10,7 @@
 //!   (rule 10: only a session older than the gap vouches, by answering a command sent after the
 //!   new login; otherwise the others are closed first).
 
+use crate::access::TRANSITION_POLL;
 use crate::inner::Inner;
 use crate::path::{Checker, Live, Path, Phase};
 use crate::sweep::{alive, within};
@@ -178,11 +179,17 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
         if path.epoch() != Some(live.epoch) {
             return;
         }
+        if path.access.is_transitioning() {
+            sleep = rt.sleep(TRANSITION_POLL.min(interval));
+        }
         let Some(inner) = alive(device) else { return };
         if path.phase.get() == Phase::Identifying {
             if let Err(unfit) = inner.identify_again(path, live).await {
                 return inner.unfit(path, live, &unfit);
             }
+        }
+        if path.wants_access.take() {
+            inner.look_at_access(path, live).await;
         }
         drop(inner);
         let wake = poll_fn(|cx| {
@@ -202,6 +209,7 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
             Wake::News(event) => inner.session_news(path, live, event),
             Wake::Check => {
                 let is_good = inner.check(path, live, interval).await;
+                inner.look_at_access(path, live).await;
                 interval = if is_good {
                     (interval * 2).min(max)
                 } else {
@@ -268,6 +276,7 @@ impl Inner {
             self.admit(live, gate).await?;
         }
         self.vouch(path, live, &identity).await?;
+        self.look_at_access(path, live).await;
         if path.epoch() == Some(live.epoch) && live.session.is_alive() {
             Ok(())
         } else {
@@ -486,6 +495,9 @@ impl Inner {
             SessionEvent::Attention(sense) => {
                 if sense.deferred {
                     self.raise_cache_lost();
+                } else if matches!((sense.asc, sense.ascq), (0x2A, 0x06 | 0x07)) {
+                    path.wants_access.set(true);
+                    path.signal.notify();
                 } else if matches!((sense.asc, sense.ascq), (0x3F, 0x03 | 0x0E) | (0x2A, 0x09)) {
                     self.pause_to_identify(path);
                 }
@@ -575,6 +587,7 @@ impl Inner {
     ) -> bool {
         use crate::classify::{classify, Verdict};
         match classify(error) {
+            Verdict::OtherPath(cause) if self.access_denied(path, &cause) => true,
             Verdict::Lost { cause, .. } | Verdict::OtherPath(cause) => {
                 self.path_lost(path, live.epoch, &cause);
                 if matches!(cause, PathCause::Unit(2, ..)) {

@@ -41,6 +41,7 @@
 //! # }
 //! ```
 
+mod access;
 mod classify;
 mod config;
 mod device;
@@ -65,7 +66,7 @@ mod taint;
 
 pub use classify::{classify, Verdict};
 pub use config::{
-    Config, Failback, FenceFail, FencePolicy, Grouping, NoPathRetry, Role, SelectorKind,
+    Config, Failback, FenceFail, FencePolicy, Grouping, NoPathRetry, Prio, Role, SelectorKind,
     HEDGE_READ, HEDGE_WRITE, HOLD_BEFORE_FENCE, PROBATION, QUEUED_REQUESTS_MAX, QUIET_BEFORE_FENCE,
     SILENT_MAX,
 };

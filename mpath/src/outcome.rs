@@ -168,7 +168,11 @@ impl Inner {
     /// What a verdict says about the path alone.
     fn path_verdict(&self, attempt: &Attempt, path: &Rc<Path>, verdict: &Verdict) {
         match verdict {
+            Verdict::OtherPath(cause) if self.access_denied(path, cause) => {}
             Verdict::OtherPath(cause) => self.path_lost(path, attempt.live.epoch, cause),
+            Verdict::Transition => {
+                self.access_denied(path, &PathCause::Unit(0x02, 0x04, 0x0A));
+            }
             Verdict::Recheck | Verdict::Capacity => self.pause_to_identify(path),
             Verdict::EarlierWriteFailed => self.raise_cache_lost(),
             _ => {}
@@ -217,7 +221,7 @@ impl Inner {
                 let ms = 1u64 << pauses.min(6);
                 self.pause(id, Duration::from_millis(ms.min(50)));
             }
-            Verdict::NotReady => {
+            Verdict::NotReady | Verdict::Transition => {
                 if self.bump(id, |r| &mut r.pauses) > NOT_READY_PAUSES_MAX {
                     let cause = PathCause::Unit(2, 4, 1);
                     self.path_lost(path, attempt.live.epoch, &cause);

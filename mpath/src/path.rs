@@ -8,6 +8,7 @@
 //! A path whose session ended with unanswered commands keeps that session's epoch in `stale`
 //! until its ISID has logged in again: only then is nothing of the old session still on its way.
 
+use crate::access::Access;
 use crate::pace::Pace;
 use crate::selector::{History, Load};
 use crate::signal::Signal;
@@ -149,6 +150,9 @@ pub(crate) struct Path {
     pub(crate) last_error: RefCell<Option<String>>,
     pub(crate) last_ok: Cell<Instant>,
     pub(crate) pace: Pace,
+    pub(crate) access: Access,
+    /// Its port group's state is to be read again.
+    pub(crate) wants_access: Cell<bool>,
     pub(crate) history: Cell<History>,
     pub(crate) signal: Signal,
 }
@@ -180,6 +184,8 @@ impl Path {
             last_error: RefCell::default(),
             last_ok: Cell::new(Instant(0)),
             pace: Pace::default(),
+            access: Access::default(),
+            wants_access: Cell::new(false),
             history: Cell::default(),
             signal: Signal::default(),
         })
@@ -270,7 +276,7 @@ impl Path {
     }
 
     pub(crate) fn standing(&self, rt: &Rt) -> Standing {
-        if self.phase.get() != Phase::Serving {
+        if self.phase.get() != Phase::Serving || !self.access.serves() {
             return Standing::Unusable;
         }
         if self.suspect.get() {

@@ -189,7 +189,7 @@ pub(crate) fn handle(target: &mut Target, id: ConnId, reply: Reply, now: Instant
 
 pub(crate) fn path_name(options: &SanOptions, index: usize) -> PathName {
     PathName {
-        portal: format!("10.{}.1.{}:3260", index + 3, 1),
+        portal: format!("10.{}.{}.1:3260", index % 250 + 3, index / 250 + 1),
         source: None,
         target: format!("iqn.2024-12.tp2.b3:{}", options.name),
         lun: 1,
@@ -451,8 +451,8 @@ impl PathSession for SimSession {
                 sectors: target.sectors.unwrap_or(options.geometry.sectors),
                 ..options.geometry
             },
-            tpgs: 0,
-            target_port_group: None,
+            tpgs: u8::from(!target.access.is_empty()),
+            target_port_group: (!target.access.is_empty()).then_some(self.index as u16 + 1),
             portal_group: options.portal_groups[self.index],
             read_only: false,
         })

@@ -251,8 +251,7 @@ impl San {
 
     /// The path through portal `index`, with its derived ISID.
     pub fn port(&self, index: usize) -> Rc<dyn PathPort> {
-        let isid = Isid([0x80, 0, 0, 0, 0, index as u8 + 1]);
-        self.port_with(index, isid)
+        self.port_with(index, isid_of(index))
     }
 
     /// The path through portal `index` under another ISID.
@@ -262,8 +261,7 @@ impl San {
 
     /// The path of another node, `initiator_name`, through portal `index`, with an ISID of its own.
     pub fn port_of(&self, initiator_name: &str, index: usize) -> Rc<dyn PathPort> {
-        let isid = Isid([0x80, 0, 0, 0, 0, index as u8 + 1]);
-        let port = client::SimPort::new(self.world.clone(), index, isid);
+        let port = client::SimPort::new(self.world.clone(), index, isid_of(index));
         Rc::new(port.of(initiator_name))
     }
 
@@ -366,6 +364,12 @@ impl San {
         self.world.target.borrow_mut().refuses_fua = true;
     }
 
+    /// The unit has ALUA from now on: access state code of each portal, which is a target port group
+    /// of its own, number index + 1; with bit 7 the group is preferred.
+    pub fn set_access(&self, codes: &[u8]) {
+        self.world.target.borrow_mut().access = codes.to_vec();
+    }
+
     /// The unit's size from now on.
     pub fn resize(&self, sectors: u64) {
         self.world.target.borrow_mut().sectors = Some(sectors);
@@ -396,6 +400,12 @@ impl San {
         self.world.armed.set(Instant::FAR);
         self.world.run();
     }
+}
+
+/// The ISID that the path through portal `index` derives.
+fn isid_of(index: usize) -> Isid {
+    let [.., high, low] = (index as u64 + 1).to_be_bytes();
+    Isid([0x80, 0, 0, 0, high, low])
 }
 
 pub(crate) type ConnId = u64;

@@ -162,6 +162,8 @@ pub(crate) struct Target {
     pub(crate) wwid: Option<Option<String>>,
     pub(crate) sectors: Option<u64>,
     pub(crate) refuses_fua: bool,
+    /// ALUA state code of each portal; empty: none.
+    pub(crate) access: Vec<u8>,
     pub(crate) refuses_barriers: bool,
     pub(crate) snare: Option<Snare>,
     pub(crate) snared_network: Option<usize>,
@@ -185,6 +187,7 @@ impl Target {
             wwid: None,
             sectors: None,
             refuses_fua: false,
+            access: Vec::new(),
             refuses_barriers: false,
             snare: None,
             snared_network: None,
@@ -707,6 +710,47 @@ impl Target {
         }
     }
 
+    /// What ALUA makes of a command: the list, or a refusal.
+    fn access_answer(&self, id: u64, command: &Command, world: &World) -> Option<CommandResult> {
+        let check = |key, asc, ascq| {
+            Err(CommandError::Status {
+                status: 2,
+                sense: Some(Sense {
+                    key,
+                    asc,
+                    ascq,
+                    deferred: false,
+                    information: None,
+                }),
+            })
+        };
+        if self.access.is_empty() {
+            return None;
+        }
+        match command {
+            Command::ReportTargetPortGroupsExtended => return Some(check(5, 0x24, 0)),
+            Command::ReportTargetPortGroups => {
+                let groups = self.access.iter().zip(1u8..);
+                let list: Vec<u8> = groups
+                    .flat_map(|(&code, number)| {
+                        [code, 0x0F, 0, number, 0, 0, 0, 1, 0, 0, 0, number]
+                    })
+                    .collect();
+                let mut data = (list.len() as u32).to_be_bytes().to_vec();
+                data.extend(list);
+                let data = world.pool.copy_now(&data);
+                return Some(Ok(Done::Read(data, Seq(0))));
+            }
+            _ => {}
+        }
+        match self.access.get(self.network_of(id)).map(|code| code & 0x0F) {
+            Some(0x2) => Some(check(2, 4, 0x0B)),
+            Some(0x3) => Some(check(2, 4, 0x0C)),
+            Some(0xF) => Some(check(2, 4, 0x0A)),
+            _ => None,
+        }
+    }
+
     /// Whether this form of a command is refused.
     fn refuses_form(&self, command: &Command) -> bool {
         match command {
@@ -740,6 +784,9 @@ impl Target {
                 information: None,
             });
             let result = Err(CommandError::Status { status, sense });
+            return self.reply(id, Reply::Answer { tag, result }, now, world);
+        }
+        if let Some(result) = self.access_answer(id, &command, world) {
             return self.reply(id, Reply::Answer { tag, result }, now, world);
         }
         if matches!(command, Command::TestUnitReady) {

@@ -88,9 +88,11 @@ impl HoldingProxy {
         self.shared.lock().refuses = false;
     }
 
-    /// Ends every connection with a FIN: the loud failure.
-    pub fn close_all(&self) {
-        for stream in self.shared.lock().connections.drain(..).flatten() {
+    /// The loud failure: every connection ends with a FIN, and no new one is let in.
+    pub fn fail(&self) {
+        let mut state = self.shared.lock();
+        state.refuses = true;
+        for stream in state.connections.drain(..).flatten() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

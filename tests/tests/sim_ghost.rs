@@ -333,7 +333,7 @@ fn initiator(number: u64) -> String {
 }
 
 /// The write that meets the cut, and what the fence meets.
-fn be_cut(world: &World, node: &Node) -> Answer {
+fn be_cut(world: &World, node: &Node) -> Vec<Answer> {
     let late = ms(1 + world.chance.below(3000));
     world.san.cut_write(world.corner.at, late);
     // Without a fence a write may wait for ever.
@@ -344,7 +344,10 @@ fn be_cut(world: &World, node: &Node) -> Answer {
         Instant::FAR
     };
     let is_hindered_first = world.chance.coin();
-    let victim = world.write(node, VICTIM, 2, deadline);
+    // The same bytes again behind the first: a reset leaves a unit attention to old sessions, which
+    // refuses the first command that comes late, but not the second.
+    let victims = (0..3).map(|_| world.write(node, VICTIM, 2, deadline));
+    let victims: Vec<Answer> = victims.collect();
     let cut = world.until("the cut", || world.san.cut_network());
     world.cut.set(cut);
     if is_hindered_first {
@@ -354,7 +357,7 @@ fn be_cut(world: &World, node: &Node) -> Answer {
         world.pause(300);
         world.hinder();
     }
-    victim
+    victims
 }
 
 /// Who writes next is ready, as far as the faults let it be.
@@ -428,7 +431,12 @@ fn play(seed: u64, pool: &Pool) {
         .until("the first write", || first.try_take())
         .expect("written");
 
-    let victim = be_cut(&world, &node);
+    // The cut is to meet the next write, not one that was given up before.
+    world.until("nothing to be under way", || {
+        (node.device.snapshot().tainted_ranges == 0).then_some(())
+    });
+
+    let victims = be_cut(&world, &node);
     let (node, old) = successor(&world, node);
     match world.corner.next {
         Next::TheSame => {}
@@ -442,7 +450,9 @@ fn play(seed: u64, pool: &Pool) {
     };
     if world.corner.next == Next::TheSame {
         // Writes of one caller that overlap follow each other.
-        let _ = world.until("the first answer", || victim.try_take());
+        for victim in &victims {
+            let _ = world.until("the first answers", || victim.try_take());
+        }
     }
     let newer = world.write(&node, place, 3, Instant::FAR);
     if world.chance.coin() {

@@ -11,7 +11,7 @@
 
 use crate::login::{LoggedIn, LoginFailure};
 use crate::name::Portal;
-use crate::net::{Link, Net};
+use crate::net::{Coming, Link, Net};
 use crate::session::task::Tag;
 use crate::session::{Event, Function, Outcome, Progress, ScsiCommand, Session, SessionConfig};
 use crate::session::{SubmitError, Transfer};
@@ -36,6 +36,10 @@ const NEWS_MAX: usize = 64;
 const COALESCE_ABOVE: usize = 4;
 /// … unless so many bytes are due that they come in pieces anyway.
 const COALESCE_BYTES: usize = 256 << 10;
+/// The rest of an answer is awaited up to this size, in bytes.
+const REST_ANSWER_BYTES_MAX: usize = 128 << 10;
+/// How long it may take before its bytes are looked at as a sign of life.
+const REST_WITHIN: Duration = Duration::from_millis(10);
 /// How long an answer may lie below the receive mark.
 const COALESCE_WITHIN: Duration = Duration::from_micros(100);
 
@@ -114,6 +118,8 @@ struct Inner {
     armed: Cell<Instant>,
     /// Some task ended in this turn.
     answered: Cell<bool>,
+    /// The last bytes that were received ended no task.
+    was_vain: Cell<bool>,
     /// The time, as far as this turn has asked for it.
     clock: Cell<Option<Instant>>,
     late: Cell<Duration>,
@@ -165,6 +171,7 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             answered: Cell::default(),
+            was_vain: Cell::default(),
             clock: Cell::default(),
             late: Cell::default(),
         });
@@ -389,6 +396,7 @@ impl Inner {
                     });
                     drop(core);
                     self.answered.set(true);
+                    self.was_vain.set(false);
                     if let Some(waiter) = waiter {
                         waiter.tell(outcome);
                     }
@@ -495,7 +503,10 @@ impl Inner {
             let polled = link.poll_read(cx, &mut space);
             drop(space);
             match polled {
-                Poll::Ready(Ok(bytes)) => session.received(self.now(), bytes),
+                Poll::Ready(Ok(bytes)) => {
+                    self.was_vain.set(true);
+                    session.received(self.now(), bytes);
+                }
                 Poll::Ready(Err(error)) => {
                     session.close(PathCause::Connection(error.to_string()));
                     return false;
@@ -556,7 +567,9 @@ impl Inner {
         }
     }
 
-    /// Lets answers gather while many are due.
+    /// Lets answers gather while many are due. Where the last bytes ended no task the target is too
+    /// slow for that, and the rest of the answer is awaited; not of large ones, of which more than
+    /// one PDU is due.
     fn gather(&self) {
         let mut core = self.core.borrow_mut();
         let Core {
@@ -567,9 +580,21 @@ impl Inner {
         else {
             return;
         };
-        let due = session.due_bytes();
+        let (due, left) = (session.due_bytes(), session.rest_of_pdu());
         let many = session.in_flight() > COALESCE_ABOVE || due >= COALESCE_BYTES;
-        link.gather(if many { due } else { 0 }, COALESCE_WITHIN);
+        let is_small = due <= session.in_flight() * REST_ANSWER_BYTES_MAX;
+        let is_slow = self.was_vain.get() && is_small;
+        link.gather(match many {
+            true if left > 0 && is_slow => Coming::Rest {
+                left,
+                within: REST_WITHIN,
+            },
+            true => Coming::Many {
+                due,
+                within: COALESCE_WITHIN,
+            },
+            false => Coming::Unknown,
+        });
     }
 
     /// The next time at which something is due.

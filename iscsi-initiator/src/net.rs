@@ -32,10 +32,31 @@ pub trait Link {
     fn poll_write(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>])
         -> Poll<io::Result<usize>>;
 
-    /// Called before a wait: `due` bytes are sure to come, so about half of them may gather before
-    /// the reader is woken; but nothing that came may lie unread longer than `within`. 0: every
-    /// byte wakes. A hint that saves wake-ups; links without it do nothing, which is the default.
-    fn gather(&mut self, due: usize, within: Duration) {
-        let _ = (due, within);
+    /// Called before a wait, with what is sure to come. A hint that saves wake-ups; links without
+    /// it do nothing, which is the default.
+    fn gather(&mut self, coming: Coming) {
+        let _ = coming;
     }
+}
+
+/// What a reader waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coming {
+    /// Every byte is to wake it.
+    Unknown,
+    /// So many bytes in all: about half of them may gather, but nothing that came may lie unread
+    /// longer than `within`.
+    Many {
+        /// Bytes.
+        due: usize,
+        /// Bound of the wait.
+        within: Duration,
+    },
+    /// The rest of something that is of no use before it is whole.
+    Rest {
+        /// Bytes.
+        left: usize,
+        /// Bound of the wait, so that a peer that trickles is seen to be alive.
+        within: Duration,
+    },
 }

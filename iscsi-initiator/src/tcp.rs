@@ -11,7 +11,7 @@
 //!   shared, so each wait would cost a second wake-up and a second system call.
 
 use crate::name::Portal;
-use crate::net::{Link, Net};
+use crate::net::{Coming, Link, Net};
 use blockdev::LocalFuture;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -145,7 +145,13 @@ impl TcpLink {
         };
         let mark = self.mark;
         let is_low = wanted < mark && (wanted == 1 || due < mark || wanted <= mark / 4);
-        if wanted <= mark && !is_low {
+        if wanted > mark || is_low {
+            self.put_mark(wanted);
+        }
+    }
+
+    fn put_mark(&mut self, wanted: usize) {
+        if wanted == self.mark {
             return;
         }
         if !std::mem::replace(&mut self.has_room, true) {
@@ -247,11 +253,19 @@ impl Link for TcpLink {
         }
     }
 
-    fn gather(&mut self, due: usize, within: Duration) {
-        if due == 0 && self.mark == 1 {
-            return;
-        }
-        self.follow(due);
+    fn gather(&mut self, coming: Coming) {
+        let within = match coming {
+            Coming::Unknown if self.mark == 1 => return,
+            Coming::Unknown => return self.follow(0),
+            Coming::Many { due, within } => {
+                self.follow(due);
+                within
+            }
+            Coming::Rest { left, within } => {
+                self.put_mark(left.min(MARK_BYTES_MAX));
+                within
+            }
+        };
         if self.mark > 1 && !self.is_waiting {
             // Without its bound there is no mark.
             match self.set_alarm(within) {

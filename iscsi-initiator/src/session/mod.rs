@@ -619,6 +619,11 @@ impl Session {
         self.due_bytes + self.rx.data_left()
     }
 
+    /// Bytes that must come before the PDU being received is whole; 0 between PDUs.
+    pub fn rest_of_pdu(&self) -> usize {
+        self.rx.rest()
+    }
+
     /// Commands that wait inside.
     pub fn queued(&self) -> usize {
         self.tx.queue.len()

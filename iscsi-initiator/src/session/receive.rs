@@ -104,6 +104,16 @@ impl Receiver {
         }
     }
 
+    /// Bytes without which the PDU being received is of no use; 0 between PDUs.
+    pub(super) fn rest(&self) -> usize {
+        let (State::Data { len, .. } | State::Trailer { len, .. }) = &self.state else {
+            return 0;
+        };
+        let digest = if self.data_digest { DIGEST_BYTES } else { 0 };
+        let staged = self.end - self.start;
+        (self.data_left() + padding(*len) + digest).saturating_sub(staged)
+    }
+
     fn staged(&self) -> &[u8] {
         &self.stage[self.start..self.end]
     }

@@ -261,6 +261,14 @@ impl SimLeg {
         promise.complete(self.apply(&op));
     }
 
+    /// Zeros where nothing was ever written.
+    fn is_blank(&self, at: u64, bytes: &[u8]) -> bool {
+        let end = at + bytes.len() as u64 / 512;
+        let is_bad = self.bad.borrow().iter().any(|bad| (at..end).contains(bad));
+        let is_empty = || self.current.borrow().range(at..end).next().is_none();
+        !is_bad && is_empty() && bytes.chunks(512).all(|sector| *sector == [0; 512])
+    }
+
     fn apply(&self, op: &Op) -> Result<Done, IoError> {
         match op {
             Op::Read { at, sectors } => {
@@ -286,6 +294,9 @@ impl SimLeg {
                     .borrow_mut()
                     .push(format!("write {} {}", at.0, data.len() / 512));
                 let bytes = data.to_vec();
+                if self.is_blank(at.0, &bytes) {
+                    return Ok(Done::Written); // most of a rebuild: there is nothing to change
+                }
                 for (n, sector) in bytes.chunks(512).enumerate() {
                     let sector: [u8; 512] = sector.try_into().expect("whole sectors");
                     let at = at.0 + n as u64;

@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn who_fails_often_waits_longer() {
-        let at = |s: u64| Instant::ZERO + Duration::from_secs(s);
+        let at = |s: u64| Instant(0) + Duration::from_secs(s);
         let mut failures = Failures::default();
         assert_eq!(failures.again(at(100)), Duration::ZERO);
         assert_eq!(failures.again(at(101)), Duration::from_secs(2));

@@ -140,8 +140,8 @@ pub enum FencePolicy {
     Auto,
     /// Reinstatement and LOGICAL UNIT RESET, whatever the target.
     Reinstate,
-    /// Persistent reservations. Needs keys registered on every path; without them no fence is
-    /// possible.
+    /// Persistent reservations: PREEMPT AND ABORT of a closed session's key, then the barrier.
+    /// Works across portal groups and targets; a unit that refuses it cannot be fenced.
     Pr,
     /// As for a target of grade `none`.
     None,
@@ -187,6 +187,8 @@ pub struct Config {
     pub login_timeout: Duration,
     /// `fence`.
     pub fence: FencePolicy,
+    /// `reservation_key`: the key of the first path, the next ones follow it; for `fence = pr`.
+    pub reservation_key: Option<u64>,
     /// `fence_timeout`: how long held writes and `Op::Fence` of a mirror's leg wait for a fence.
     pub fence_timeout: Duration,
     /// `fence_fail`.
@@ -212,6 +214,7 @@ impl Config {
             max_polling_interval: Duration::from_secs(20),
             login_timeout: Duration::from_secs(5),
             fence: FencePolicy::default(),
+            reservation_key: None,
             fence_timeout: Duration::from_millis(500),
             fence_fail: FenceFail::default(),
             fence_assume: Duration::from_secs(60),

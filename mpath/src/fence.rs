@@ -18,7 +18,7 @@
 //! are told that there is none. Nothing is released by time, except for targets of grade `none`
 //! (rule 8).
 
-use crate::config::{FencePolicy, FENCE_DRAIN, QUIET_BEFORE_FENCE};
+use crate::config::{FENCE_DRAIN, QUIET_BEFORE_FENCE};
 use crate::grade::{fencing, Barrier, FenceGrade, Fencing};
 use crate::inner::Inner;
 use crate::path::{Live, Path, Phase};
@@ -270,12 +270,12 @@ impl Inner {
 
     async fn round_on(self: &Rc<Self>, on: &Rc<Path>, live: &Live) -> Result<String, String> {
         let fencing = self.fencing().ok_or("the unit is not known yet")?;
-        if self.config.borrow().fence == FencePolicy::Pr {
-            return Err("fence = pr, but no reservation keys are registered".into());
-        }
         let relogin = !blockdev::mutation::off("mpath.relogin-before-barrier");
         self.close_unanswered(on).await;
-        if relogin {
+        if relogin && self.fences_by_key() {
+            let is_first = !self.fence.is_earlier_done.get();
+            self.preempt(on, live, is_first).await?;
+        } else if relogin {
             for path in self.all_paths() {
                 if !path.stale.borrow().is_empty() {
                     self.reinstate(&path, on, live, fencing).await?;

@@ -89,7 +89,15 @@ pub(crate) fn fencing(policy: FencePolicy, unit: &UnitIdentity) -> Fencing {
         },
     };
     match policy {
-        FencePolicy::Auto | FencePolicy::Pr => table,
+        FencePolicy::Auto => table,
+        FencePolicy::Pr => Fencing {
+            grade: FenceGrade::Assumed,
+            barrier: match table.barrier {
+                Barrier::Time => Barrier::LunReset,
+                other => other,
+            },
+            ..table
+        },
         FencePolicy::Reinstate if table.barrier == Barrier::Time => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::LunReset,

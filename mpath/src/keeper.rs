@@ -271,6 +271,7 @@ impl Inner {
         if path.has_failed() {
             self.earn_return(live, &identity, deadline).await?;
         }
+        self.register_key(path, live).await.map_err(Unfit::Lost)?;
         let gate = self.gate.borrow().as_ref().and_then(Weak::upgrade);
         if let Some(gate) = gate {
             self.admit(live, gate).await?;

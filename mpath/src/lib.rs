@@ -55,6 +55,7 @@ mod outcome;
 mod pace;
 mod path;
 mod request;
+mod reserve;
 mod selector;
 mod signal;
 #[cfg(feature = "sim")]

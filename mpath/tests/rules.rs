@@ -10,7 +10,7 @@ use blockdev::{
 };
 use common::{by, config, ms, options, Rig};
 use mpath::sim::{Flavour, Link, San, SanOptions};
-use mpath::{Config, FenceGrade, FencePolicy, MultipathDevice, Role};
+use mpath::{Config, DeviceState, FenceGrade, FencePolicy, MultipathDevice, Role};
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -304,16 +304,92 @@ fn rule_8_grade_none_is_assumed_after_60_s_without_a_write() {
     assert_eq!(rig.device.snapshot().fence, FenceGrade::None);
 }
 
-#[test]
-fn fence_none_and_pr_are_said_to_be_no_fence() {
-    let pr = Config {
+fn by_key() -> Config {
+    Config {
         fence: FencePolicy::Pr,
         ..config()
+    }
+}
+
+/// Two portal groups, and the cut one cannot be reached: reinstatement proves nothing there, a
+/// preempted key does. What the network held meets a conflict.
+#[test]
+fn pr_fences_across_portal_groups() {
+    for flavour in [Flavour::Standard, Flavour::Lio, Flavour::Istgt] {
+        let options = SanOptions {
+            portal_groups: vec![1, 2],
+            ..options(flavour)
+        };
+        let rig = Rig::with(options, by_key());
+        rig.san.set_link(0, Link::Silent);
+        let first: Vec<_> = (0..3).map(|_| rig.write(8, 3)).collect();
+        for write in first {
+            rig.world.block_on(write).unwrap();
+        }
+        let (result, time) = rig.time(rig.write(8, 4));
+        assert!(
+            result.is_ok() && time <= ms(250),
+            "{flavour:?} {result:?} {time:?}"
+        );
+        rig.san.set_link(0, Link::Up);
+        rig.run(Duration::from_secs(10));
+        assert_eq!(rig.content(8), 4, "{flavour:?}");
+        assert_eq!(rig.device.snapshot().state, DeviceState::Ready);
+        assert!(rig.world.block_on(rig.write(8, 5)).is_ok());
+    }
+}
+
+/// The keys of a run that died are unknown to the next one, and taken away all the same.
+#[test]
+fn pr_start_up_takes_away_every_other_key() {
+    let world = VirtualRt::new(3);
+    let pool = Pool::new(16 << 20);
+    let options = SanOptions {
+        portal_groups: vec![1, 2],
+        ..options(Flavour::Standard)
     };
-    let rig = Rig::with(options(Flavour::Tgt), pr);
+    let san = San::new(world.rt(), pool.clone(), options);
+    let open = |ports: Vec<Rc<dyn blockdev::path::PathPort>>| {
+        let device = Rc::new(MultipathDevice::new(world.rt(), by_key(), ports));
+        let opened = device.clone();
+        let opened = world.block_on(async move { opened.opened(Instant::FAR).await });
+        opened.expect("a path is up");
+        device
+    };
+    let write = |device: &MultipathDevice, fill: u8| {
+        let op = Op::Write {
+            at: Sector(8),
+            data: pool.copy_now(&[fill; 4096]),
+            want: Durability::Cache,
+        };
+        device.submit(op, IoCtx::foreground())
+    };
+    let first = open(vec![san.port_with(0, Isid([0x80, 9, 9, 9, 9, 9]))]);
+    san.set_link(0, Link::Silent);
+    drop([(); 3].map(|()| write(&first, 3)));
+    world.run_for(ms(1));
+    world.kill();
+    drop(first);
+    san.survive_kill();
+    let second = open(vec![san.port(1)]);
+    let fence = second.submit(Op::Fence, IoCtx::metadata());
+    world.block_on(fence).expect("fenced");
+    world.block_on(write(&second, 4)).expect("written");
+    san.set_link(0, Link::Up);
+    world.run_for(Duration::from_secs(2));
+    assert_eq!(san.peek(Sector(8))[0], 4);
+}
+
+/// A unit that refuses PREEMPT AND ABORT (tgt does) has no fence by key, and says so.
+#[test]
+fn pr_refused_is_no_fence() {
+    let rig = Rig::with(options(Flavour::Standard), by_key());
     rig.device.set_role(Role::MirrorLeg);
-    let error = rig.world.block_on(rig.fence()).unwrap_err();
-    assert!(error.to_string().contains("no reservation keys"), "{error}");
+    rig.san.refuse_barriers(true);
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let error = rig.world.block_on(rig.write(8, 4)).unwrap_err();
+    assert!(error.to_string().contains("PREEMPT AND ABORT"), "{error}");
 }
 
 fn has_cache_lost(rig: &Rig) -> bool {

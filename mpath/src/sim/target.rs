@@ -4,6 +4,7 @@ use crate::sim::client::{Client, Told};
 use crate::sim::unit::Unit;
 use crate::sim::{CutPoint, Flavour, Link, World};
 use blockdev::path::{Command, CommandError, CommandResult, Isid, Sense};
+use blockdev::reserve::{ReserveIn, ReserveOut};
 use blockdev::{Done, Instant, PathCause, Seq};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -162,6 +163,9 @@ pub(crate) struct Target {
     pub(crate) wwid: Option<Option<String>>,
     pub(crate) sectors: Option<u64>,
     pub(crate) refuses_fua: bool,
+    /// Registered keys, and the holder of the reservation (Write Exclusive – Registrants Only).
+    keys: BTreeMap<(String, Isid), u64>,
+    holder: Option<u64>,
     /// ALUA state code of each portal; empty: none.
     pub(crate) access: Vec<u8>,
     pub(crate) refuses_barriers: bool,
@@ -187,6 +191,8 @@ impl Target {
             wwid: None,
             sectors: None,
             refuses_fua: false,
+            keys: BTreeMap::new(),
+            holder: None,
             access: Vec::new(),
             refuses_barriers: false,
             snare: None,
@@ -710,6 +716,65 @@ impl Target {
         }
     }
 
+    /// What reservations make of a command: a conflict, or an answer of their own.
+    fn reserve_answer(
+        &mut self,
+        id: u64,
+        command: &Command,
+        world: &World,
+    ) -> Option<CommandResult> {
+        let conflict = Err(CommandError::Status {
+            status: 0x18,
+            sense: None,
+        });
+        let nexus = self.conns.get(&id)?.initiator.clone()?;
+        let registered = self.keys.get(&nexus).copied();
+        let read = |words: &[&[u8]]| {
+            let data = words.concat();
+            Ok(Done::Read(world.pool.copy_now(&data), Seq(0)))
+        };
+        match command {
+            Command::ReserveOut(ReserveOut::RegisterAndIgnore { new, .. }) => {
+                self.keys.insert(nexus, *new);
+                Some(Ok(Done::Written))
+            }
+            Command::ReserveOut(ReserveOut::Reserve { own, .. }) => {
+                if registered != Some(*own) || self.holder.is_some_and(|h| h != *own) {
+                    return Some(conflict);
+                }
+                self.holder = Some(*own);
+                Some(Ok(Done::Written))
+            }
+            Command::ReserveOut(ReserveOut::PreemptAndAbort { own, victim, .. }) => {
+                if self.refuses_barriers || registered != Some(*own) {
+                    return Some(conflict);
+                }
+                self.keys.retain(|_, key| key != victim);
+                if self.holder == Some(*victim) {
+                    self.holder = Some(*own);
+                }
+                Some(Ok(Done::Written))
+            }
+            Command::ReserveOut(_) => Some(conflict),
+            Command::ReserveIn(ReserveIn::Keys) => {
+                let keys: Vec<u8> = self.keys.values().flat_map(|k| k.to_be_bytes()).collect();
+                let length = (keys.len() as u32).to_be_bytes();
+                Some(read(&[&[0; 4], &length, &keys]))
+            }
+            Command::ReserveIn(_) => match self.holder {
+                Some(key) => {
+                    let tail = [0, 0, 0, 0, 0, 0x05, 0, 0];
+                    Some(read(&[&[0; 4], &[0, 0, 0, 16], &key.to_be_bytes(), &tail]))
+                }
+                None => Some(read(&[&[0; 8]])),
+            },
+            Command::Write { .. } | Command::WriteZeroes { .. } | Command::Unmap { .. } => {
+                (self.holder.is_some() && registered.is_none()).then_some(conflict)
+            }
+            _ => None,
+        }
+    }
+
     /// What ALUA makes of a command: the list, or a refusal.
     fn access_answer(&self, id: u64, command: &Command, world: &World) -> Option<CommandResult> {
         let check = |key, asc, ascq| {
@@ -784,6 +849,9 @@ impl Target {
                 information: None,
             });
             let result = Err(CommandError::Status { status, sense });
+            return self.reply(id, Reply::Answer { tag, result }, now, world);
+        }
+        if let Some(result) = self.reserve_answer(id, &command, world) {
             return self.reply(id, Reply::Answer { tag, result }, now, world);
         }
         if let Some(result) = self.access_answer(id, &command, world) {

@@ -234,7 +234,7 @@ fn algorithm(of: ChapAlgorithm) -> Algorithm {
 
 /// What the configuration says of a unit's paths, in the words of `mpath`.
 pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) -> mpath::Config {
-    use config::{Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Selector};
+    use config::{Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Prio, Selector};
     let m = &unit.multipath;
     let mut config = mpath::Config::new(&device.name, &unit.iscsi.initiator_name);
     config.wwid = device.wwid.clone();
@@ -249,12 +249,25 @@ pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) ->
     config.selector = match m.path_selector {
         Selector::RoundRobin => mpath::SelectorKind::RoundRobin,
         Selector::QueueLength => mpath::SelectorKind::QueueLength,
-        Selector::ServiceTime | Selector::HistoricalServiceTime { .. } | Selector::IoAffinity => {
-            mpath::SelectorKind::ServiceTime
-        }
+        // One shard runs on one CPU: its affinity decides nothing.
+        Selector::ServiceTime | Selector::IoAffinity => mpath::SelectorKind::ServiceTime,
+        Selector::HistoricalServiceTime {
+            base_weight,
+            threshold_multiplier,
+        } => mpath::SelectorKind::HistoricalServiceTime {
+            base_weight,
+            threshold_multiplier,
+        },
+        Selector::TailLatency => mpath::SelectorKind::TailLatency,
     };
+    config.prio = match m.prio {
+        Prio::Alua => mpath::Prio::Alua,
+        Prio::Const | Prio::PathLatency => mpath::Prio::Const,
+    };
+    config.detect_prio = m.detect_prio;
     config.failback = match m.failback {
-        Failback::Immediate | Failback::Followover => mpath::Failback::Immediate,
+        Failback::Immediate => mpath::Failback::Immediate,
+        Failback::Followover => mpath::Failback::Followover,
         Failback::Manual => mpath::Failback::Manual,
         Failback::After(time) => mpath::Failback::After(time),
     };
@@ -274,6 +287,7 @@ pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) ->
         Fence::Pr => mpath::FencePolicy::Pr,
         Fence::None => mpath::FencePolicy::None,
     };
+    config.reservation_key = m.reservation_key;
     config.fence_timeout = m.fence_timeout;
     config.fence_fail = match m.fence_fail {
         FenceFail::FailLeg => mpath::FenceFail::FailLeg,

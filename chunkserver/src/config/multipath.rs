@@ -127,6 +127,7 @@ fn selector(s: &Section, errors: &mut Vec<Problem>) -> Selector {
         "round-robin" => Selector::RoundRobin,
         "queue-length" => Selector::QueueLength,
         "io-affinity" => Selector::IoAffinity,
+        "tail-latency" => Selector::TailLatency,
         "historical-service-time" => {
             // dm-historical-service-time: base_weight 0..1024, default 972; threshold_multiplier ≤ 1024.
             let mut arg = |i: usize, default: u32| match values.get(i).map(|v| v.parse::<u32>()) {

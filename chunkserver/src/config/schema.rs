@@ -622,12 +622,13 @@ pub(crate) mod syntax {
 
     /// `service-time 0`, `round-robin 0`, …; the arguments are the selector's.
     pub(crate) fn selector(s: &str) -> Result<(), String> {
-        const KNOWN: [&str; 5] = [
+        const KNOWN: [&str; 6] = [
             "round-robin",
             "queue-length",
             "service-time",
             "historical-service-time",
             "io-affinity",
+            "tail-latency",
         ];
         match s.split_whitespace().next() {
             Some(first) if KNOWN.contains(&first) => Ok(()),

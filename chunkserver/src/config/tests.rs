@@ -213,7 +213,7 @@ fn every_error_names_its_line_and_the_way_out() {
         ),
         (
             "[multipath]\npath_selector = \"fastest\"\n".to_owned(),
-            "antler.toml:2: multipath.path_selector: \"fastest\" is no path selector; there are round-robin, queue-length, service-time, historical-service-time, io-affinity",
+            "antler.toml:2: multipath.path_selector: \"fastest\" is no path selector; there are round-robin, queue-length, service-time, historical-service-time, io-affinity, tail-latency",
         ),
         (
             "[multipath]\npolling_interval = 30\nmax_polling_interval = 10\n".to_owned(),

@@ -200,6 +200,8 @@ pub enum Selector {
     },
     /// By CPU.
     IoAffinity,
+    /// Least latency, counted with its spread and with what is in flight.
+    TailLatency,
 }
 
 /// `path_checker`

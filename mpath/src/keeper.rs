@@ -165,14 +165,14 @@ async fn sleep_or_signal(rt: &Rt, path: &Path, seen: u64, time: Duration) {
 
 /// Watches a serving session until it is gone.
 async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
-    let (first, max) = match alive(device) {
-        Some(inner) => {
-            let config = inner.config.borrow();
-            (config.polling_interval, config.max_polling_interval)
-        }
-        None => return,
+    // Asked for each time: a reload changes them under a session that lives on.
+    let intervals = |inner: &Inner| {
+        let config = inner.config.borrow();
+        (config.polling_interval, config.max_polling_interval)
     };
-    let mut interval = first;
+    let Some(mut interval) = alive(device).map(|inner| intervals(&inner).0) else {
+        return;
+    };
     let mut sleep: Sleep = rt.sleep(interval);
     let mut seen = path.signal.seen();
     loop {
@@ -210,6 +210,7 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
             Wake::Check => {
                 let is_good = inner.check(path, live, interval).await;
                 inner.look_at_access(path, live).await;
+                let (first, max) = intervals(&inner);
                 interval = if is_good {
                     (interval * 2).min(max)
                 } else {

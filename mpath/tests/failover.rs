@@ -381,6 +381,22 @@ fn an_idle_silent_cut_is_found_by_the_checker() {
 }
 
 #[test]
+fn a_new_polling_interval_counts_for_sessions_that_live() {
+    let rig = Rig::new();
+    rig.run(Duration::from_secs(60));
+    rig.device.reconfigure(Config {
+        polling_interval: Duration::from_secs(1),
+        max_polling_interval: Duration::from_secs(1),
+        ..config()
+    });
+    // The check that is due comes at its old time, all later ones at the new.
+    rig.run(Duration::from_secs(21));
+    rig.san.set_link(1, Link::Silent);
+    rig.run(ms(2500));
+    assert!(!rig.device.snapshot().groups[1].paths[0].is_active);
+}
+
+#[test]
 fn no_false_failure_with_jitter() {
     let rig = Rig::with(
         mpath::sim::SanOptions {

@@ -71,8 +71,8 @@ impl Net for TcpNet {
                 writer,
                 mark: 1,
                 has_room: false,
-                alarm: None,
-                is_waiting: false,
+                alarm: Alarm::register()?,
+                waiting: None,
                 fruitless: 0,
             };
             Ok(Box::new(link) as Box<dyn Link>)
@@ -88,15 +88,24 @@ struct TcpLink {
     mark: usize,
     /// The receive buffer has been made to hold [`BUFFER_BYTES`].
     has_room: bool,
-    /// Ends a wait below the mark; made when first needed.
-    alarm: Option<AsyncFd<Alarm>>,
-    /// The alarm is set, and nothing was read since.
-    is_waiting: bool,
+    /// Ends a wait below the mark. Every read asks for it, so that a waker is always there.
+    alarm: AsyncFd<Alarm>,
+    /// The alarm is set to end the wait after this long, and nothing was read since.
+    waiting: Option<Duration>,
     /// Waits that ended with nothing to read, since the last byte.
     fruitless: u32,
 }
 
 struct Alarm(TimerFd);
+
+impl Alarm {
+    fn register() -> io::Result<AsyncFd<Alarm>> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let alarm = Alarm(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
+        // SAFETY: the descriptor is owned by what is registered and never replaced.
+        Ok(unsafe { AsyncFd::register_with_interest(alarm, Interest::READABLE)? })
+    }
+}
 
 impl AsRawFd for Alarm {
     fn as_raw_fd(&self) -> RawFd {
@@ -108,11 +117,9 @@ impl TcpLink {
     /// Whether the wait is over; if not, the waker is kept.
     fn poll_alarm(&self, cx: &mut Context<'_>) -> bool {
         let mut is_over = false;
-        if let Some(alarm) = &self.alarm {
-            while let Poll::Ready(Ok(mut guard)) = alarm.poll_read_ready(cx) {
-                guard.clear_ready();
-                is_over = true;
-            }
+        while let Poll::Ready(Ok(mut guard)) = self.alarm.poll_read_ready(cx) {
+            guard.clear_ready();
+            is_over = true;
         }
         is_over
     }
@@ -163,21 +170,10 @@ impl TcpLink {
         }
     }
 
-    fn set_alarm(&mut self, within: Duration) -> io::Result<()> {
-        if self.alarm.is_none() {
-            let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-            let alarm = Alarm(TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?);
-            // SAFETY: the descriptor is owned by what is registered and never replaced.
-            let alarm = unsafe { AsyncFd::register_with_interest(alarm, Interest::READABLE)? };
-            self.alarm = Some(alarm);
-        }
-        let Some(alarm) = &self.alarm else {
-            return Ok(());
-        };
+    fn set_alarm(&self, within: Duration) -> io::Result<()> {
         let after = Expiration::OneShot(TimeSpec::from_duration(within));
-        let alarm = &alarm.get_ref().0;
-        alarm.set(after, TimerSetTimeFlags::empty())?;
-        Ok(())
+        let alarm = &self.alarm.get_ref().0;
+        Ok(alarm.set(after, TimerSetTimeFlags::empty())?)
     }
 
     fn set_mark(&self, bytes: usize) -> bool {
@@ -208,14 +204,14 @@ impl Link for TcpLink {
         loop {
             let mut guard = match self.socket.poll_read_ready(cx) {
                 Poll::Ready(guard) => guard?,
-                Poll::Pending if is_over && std::mem::take(&mut self.is_waiting) => {
+                Poll::Pending if is_over && self.waiting.take().is_some() => {
                     return self.read_now(bufs);
                 }
                 Poll::Pending => return Poll::Pending,
             };
             match guard.get_inner().read_vectored(bufs) {
                 Ok(read) => {
-                    (self.is_waiting, self.fruitless) = (false, 0);
+                    (self.waiting, self.fruitless) = (None, 0);
                     // Epoll is edge-triggered: after a short read the next byte is a new edge, so
                     // the read that would only say "nothing more" is spared.
                     if read > 0 && read < offered {
@@ -266,10 +262,12 @@ impl Link for TcpLink {
                 within
             }
         };
-        if self.mark > 1 && !self.is_waiting {
+        // A longer bound does not hold for what is awaited now.
+        let is_bounded = self.waiting.is_some_and(|bound| bound <= within);
+        if self.mark > 1 && !is_bounded {
             // Without its bound there is no mark.
             match self.set_alarm(within) {
-                Ok(()) => self.is_waiting = true,
+                Ok(()) => self.waiting = Some(within),
                 Err(_) => self.follow(0),
             }
         }

@@ -576,6 +576,58 @@ fn power_cuts_take_only_what_was_not_flushed() {
     }
 }
 
+/// While many bytes are due answers gather below a receive mark; one that is far shorter, with the
+/// others hanging, still comes up by the bound of the wait. And so does the next.
+#[test]
+fn short_answer_below_the_mark_comes_up() {
+    let target = Target::start(Settings::default());
+    let address = target.address;
+    run(move |rt| async move {
+        // A keepalive would bring it up too, seconds later.
+        let mut initiator = initiator(&rt);
+        initiator.ping_interval = None;
+        let port = port(initiator, address);
+        let session = port.open(LoginAs::Own, rt.now() + LIMIT).await;
+        let session = session.expect("login");
+        for _ in 0..10 {
+            target.script({
+                let mut held = Vec::new();
+                move |request, reply| {
+                    if request.opcode() != 1 || request.cdb()[0] != 0x88 {
+                        return;
+                    }
+                    if request.cdb()[9] == 3 {
+                        let mut busy = Pdu::new(0x21, 0x80);
+                        busy.header[3] = 0x18;
+                        busy.set_u32(16, request.tag());
+                        reply.pdus = vec![(busy, Counts::Yes)];
+                    } else if request.cdb()[9] != 4 {
+                        held.append(&mut reply.pdus);
+                    } else {
+                        reply.pdus.append(&mut held);
+                    }
+                }
+            });
+            let pending: Vec<_> = (8..24)
+                .map(|at| session.submit(read(at, 8), IoCtx::foreground()).1)
+                .collect();
+            let short = session.submit(read(3, 8), IoCtx::foreground()).1;
+            let refused = short.await;
+            assert!(matches!(
+                refused,
+                Err(CommandError::Status { status: 0x18, .. })
+            ));
+            // This one releases what hangs.
+            let last = session.submit(read(4, 8), IoCtx::foreground()).1;
+            last.await.expect("read");
+            for done in pending {
+                done.await.expect("read");
+            }
+        }
+        drop(target);
+    });
+}
+
 /// Known traps of targets, each played by the script.
 mod traps {
     use super::*;

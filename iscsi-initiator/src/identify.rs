@@ -190,7 +190,12 @@ impl Unit<'_> {
 
     /// The disks of the target, by LUN.
     async fn disks(&self) -> Result<Vec<String>, IdentifyError> {
-        let list = self
+        // A unit that does not exist need not answer; LUN 0 must (SPC-3, REPORT LUNS).
+        let first = Unit {
+            client: self.client,
+            lun: [0; 8],
+        };
+        let list = first
             .ask(cdb::report_luns(LUNS_LEN), LUNS_LEN)
             .await?
             .unwrap_or_default();

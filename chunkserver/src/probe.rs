@@ -187,12 +187,9 @@ async fn unit_info(
                 sessions.push(session);
             }
             Err(error) => {
-                path.state = match error {
-                    LoginError::Unreachable(_) | LoginError::NotReady(_) => ProbeState::Unreachable,
-                    LoginError::Refused(_) | LoginError::Protocol(_) => ProbeState::Refused,
-                    LoginError::Misconfigured(_) => ProbeState::Misconfigured,
-                };
-                path.error = Some(error.to_string());
+                let (state, text) = verdict(error);
+                path.state = state;
+                path.error = Some(text);
             }
         }
         info.paths.push(path);
@@ -202,6 +199,18 @@ async fn unit_info(
         session.logout(leave).await;
     }
     Ok(info)
+}
+
+/// What a failed login makes of a path, and why; the state is not said twice.
+fn verdict(error: LoginError) -> (ProbeState, String) {
+    match error {
+        LoginError::Unreachable(text) => (ProbeState::Unreachable, text),
+        LoginError::Misconfigured(text) => (ProbeState::Misconfigured, text),
+        LoginError::NotReady(_) => (ProbeState::Unreachable, error.to_string()),
+        LoginError::Refused(_) | LoginError::Protocol(_) => {
+            (ProbeState::Refused, error.to_string())
+        }
+    }
 }
 
 fn probed(port: &IscsiPort, lun: u16) -> ProbedPath {

@@ -1,7 +1,7 @@
 //! What becomes of an attempt when its command is answered or lost.
 
 use crate::classify::{classify, Verdict};
-use crate::config::SelectorKind;
+use crate::config::{Role, SelectorKind};
 use crate::inner::Inner;
 use crate::path::{Checker, Path, Phase};
 use crate::request::{Attempt, Request, Sink, State, Work};
@@ -372,6 +372,9 @@ impl Inner {
         let time = self.config.borrow().queue_time(self.role.get());
         let text = match time {
             None => "no path left, requests wait".to_string(),
+            Some(time) if time.is_zero() && self.role.get() == Role::MirrorLeg => {
+                "no path left; the mirror's other leg serves".to_string()
+            }
             Some(time) if time.is_zero() => "no path left, requests fail".to_string(),
             Some(time) => format!("no path left, requests wait for {time:?}"),
         };

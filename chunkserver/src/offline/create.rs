@@ -54,7 +54,7 @@ async fn format(
                 if let (Some(leg), Some(claim)) = (legs.named(name), &member.claim) {
                     fence_recorded(leg, claim);
                 }
-                described(&member, base)
+                described(&member, &volume.name, data_path, base)
             }
             Found::Foreign(what) => what,
         };
@@ -108,13 +108,15 @@ async fn format(
 }
 
 /// What an array's member is, for whoever is about to overwrite it.
-fn described(member: &Member, base: &Base) -> String {
+fn described(member: &Member, volume: &str, data_path: &DataPath, base: &Base) -> String {
     let name = String::from_utf8_lossy(&member.superblock.name).into_owned();
-    let mut text = format!(
-        "a leg of md array {} ({})",
-        member.superblock.array,
-        name.trim_end_matches('\0')
-    );
+    let name = name.trim_end_matches('\0');
+    let array = member.superblock.array;
+    let claim = member.claim.as_ref();
+    if name == volume && claim.is_some_and(|claim| claim.owner.node == data_path.node()) {
+        return format!("this volume already (md array {array}, made or used by this node)");
+    }
+    let mut text = format!("a leg of md array {array} ({name})");
     if let Some(claim) = &member.claim {
         text.push_str(", claimed by ");
         text.push_str(&in_words(claim, base.rt.wall()));

@@ -221,7 +221,7 @@ impl Node {
         let (mut done, mut skipped) = (0, Vec::new());
         for text in wanted {
             let (id, version) = parse_id(&text)?;
-            let mut outcome = Err("it is not held".to_owned());
+            let mut outcome = Err("it is not in the quarantine".to_owned());
             for (_, store) in self.stores() {
                 let result = match restore {
                     true => store.restore(id, version).await,

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;
+mod diagnosis;
 pub mod events;
 pub mod exit;
 pub mod histogram;

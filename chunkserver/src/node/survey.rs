@@ -3,6 +3,7 @@
 //! Pure translation: no object of a layer is changed here.
 
 use blockdev::rt::Wall;
+use raid::decide::{Decision, Role};
 
 use crate::clock::Timestamp;
 use crate::model;
@@ -224,6 +225,13 @@ pub(crate) fn idle_leg(device: &str, slot: Option<u32>, state: model::LegState) 
 
 /// What each leg says of its own history, for the one who has to choose between them.
 pub(crate) fn histories(found: &raid::assemble::Survey) -> Vec<model::Leg> {
+    // Before a choice between two histories neither is the array's.
+    let state = |slot: usize, member: &raid::probe::Member| match &found.decision {
+        Decision::Diverged(_) => model::LegState::Faulty,
+        Decision::Run(choice) if choice.roles[slot] != Role::InSync => model::LegState::Faulty,
+        _ if member.superblock.is_recovering() => model::LegState::Faulty,
+        Decision::Run(_) | Decision::Wait(_) => model::LegState::InSync,
+    };
     let members = found.members.iter().enumerate();
     let told = members.filter_map(|(slot, member)| {
         let (device, member) = member.as_ref()?;
@@ -232,7 +240,7 @@ pub(crate) fn histories(found: &raid::assemble::Survey) -> Vec<model::Leg> {
         Some(model::Leg {
             events: Some(member.verdict().0),
             utime: Some(Timestamp::from_secs(seconds).to_string()),
-            ..idle_leg(device, Some(slot as u32), model::LegState::Faulty)
+            ..idle_leg(device, Some(slot as u32), state(slot, member))
         })
     });
     told.collect()

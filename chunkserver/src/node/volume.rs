@@ -21,6 +21,7 @@ use raid::{Array, ArraySnapshot, Uuid};
 use crate::assemble::{Base, Leg};
 use crate::config::{Config, Volume};
 use crate::control::Metrics;
+use crate::diagnosis;
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
@@ -222,6 +223,13 @@ impl VolumeLife {
             .collect()
     }
 
+    /// Why a device is not there.
+    fn problem_of(&self, name: &str) -> String {
+        let slot = self.legs.iter().find(|slot| slot.device.name == name);
+        let problem = slot.and_then(|slot| slot.problem.borrow().clone());
+        problem.unwrap_or_else(|| "no path is up yet".to_owned())
+    }
+
     pub(super) fn wait_because(&self, state: model::VolumeState, text: String) {
         self.state.set(state);
         let mut note = self.note.borrow_mut();
@@ -258,13 +266,21 @@ impl VolumeLife {
             return Err((model::VolumeState::Absent, self.problems().join("; ")));
         }
         let alone = word.is_some();
-        let found = survey(&inputs, &*self.witness, alone)
-            .await
-            .map_err(|e| (state_of(&e), self.cured(&e.to_string())))?;
+        let absent = |name: &str| self.problem_of(name);
+        let found = match survey(&inputs, &*self.witness, alone).await {
+            Ok(found) => found,
+            Err(e) => {
+                let text = diagnosis::refusal(&self.config, &inputs, &e, absent).await;
+                return Err((state_of(&e), text));
+            }
+        };
         *self.seen.borrow_mut() = translate::histories(&found);
         match &found.decision {
             Decision::Run(_) => {}
-            Decision::Wait(text) => return Err((waiting, self.cured(text))),
+            Decision::Wait(text) => {
+                let text = diagnosis::waiting(&self.config, &inputs, &found, text, absent).await;
+                return Err((waiting, text));
+            }
             Decision::Diverged(text) => return Err((failed, self.cured(text))),
         }
         // Sessions of the claim's ISIDs are fenced with our own before anything is written.

@@ -241,6 +241,8 @@ pub struct VolumeCheck {
     pub chunks: u64,
     /// Blocks whose data was read.
     pub blocks_checked: u64,
+    /// Whether data was read at all.
+    pub data: bool,
     /// What was found.
     pub problems: Vec<VolumeProblem>,
 }

@@ -71,6 +71,7 @@ async fn fsck(
         result,
         chunks: summary.chunks,
         blocks_checked: summary.blocks_checked,
+        data,
         problems: problems.collect(),
     })
 }

@@ -207,12 +207,15 @@ pub fn volume_check(c: &VolumeCheck) -> String {
         CheckResult::Repaired => "repaired",
         CheckResult::Damaged => "damaged",
     };
+    let data = match c.data {
+        true => format!("{} blocks of data checked", c.blocks_checked),
+        false => "metadata only (--data reads the blocks, too)".to_owned(),
+    };
     let _ = writeln!(
         text,
-        "volume {}: {verdict}; {} chunks, {} blocks of data checked, {} problems",
+        "volume {}: {verdict}; {} chunks, {data}, {} problems",
         c.name,
         c.chunks,
-        c.blocks_checked,
         c.problems.len()
     );
     text
@@ -391,7 +394,8 @@ mod tests {
 
     #[test]
     fn findings_and_figures() {
-        let check = VolumeCheck {
+        let mut check = VolumeCheck {
+            data: true,
             name: "vol1".to_owned(),
             result: CheckResult::Repaired,
             chunks: 12,
@@ -410,6 +414,8 @@ mod tests {
             volume_check(&check).lines().last(),
             Some("volume vol1: repaired; 12 chunks, 3 blocks of data checked, 1 problems")
         );
+        check.data = false;
+        assert!(volume_check(&check).contains("12 chunks, metadata only"));
         let held = Quarantine {
             chunks: vec![QuarantinedChunk {
                 volume: "vol1".to_owned(),

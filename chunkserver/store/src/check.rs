@@ -84,7 +84,7 @@ pub enum CheckResult {
 pub struct Summary {
     /// Live chunks.
     pub chunks: u64,
-    /// Granules looked at: their pointers, and with data their bytes.
+    /// Granules whose bytes were read: 0 without data.
     pub blocks_checked: u64,
     /// What is wrong.
     pub problems: Vec<Problem>,
@@ -178,7 +178,7 @@ impl Store {
         let slots = self.core.borrow().dir.slots();
         for number in 0..slots {
             if self.core.borrow().dir.get(number).kind != Kind::Empty {
-                self.examine_chunk(number, options.repair, &mut counts, summary)
+                self.examine_chunk(number, options, &mut counts, summary)
                     .await;
             }
             self.sweep_if_large();
@@ -240,7 +240,7 @@ impl Store {
     async fn examine_chunk(
         &self,
         number: u32,
-        repair: bool,
+        options: CheckOptions,
         counts: &mut Counts,
         summary: &mut Summary,
     ) {
@@ -261,7 +261,10 @@ impl Store {
             return;
         }
         let (ptrs, pages) = self.pointers(number);
-        summary.blocks_checked += ptrs.len() as u64;
+        if options.data {
+            summary.blocks_checked += ptrs.len() as u64;
+        }
+        let repair = options.repair;
         let past = u32::from(slot.blocks) * BLOCK_GRANULES;
         if ptrs.iter().any(|(granule, _)| *granule >= past) {
             let text = format!("granules behind its {} blocks", slot.blocks);

@@ -339,7 +339,14 @@ impl Builder<'_> {
                 });
                 None
             }
-            _ => Some(Secret::new(code.clone())),
+            _ => {
+                self.settings.push(Setting {
+                    key: "chunkserver.auth_code".to_owned(),
+                    value: Value::Text("(not shown)".to_owned()),
+                    origin: origin.clone(),
+                });
+                Some(Secret::new(code.clone()))
+            }
         }
     }
 
@@ -465,6 +472,7 @@ impl Builder<'_> {
         for section in sections {
             let mut full = section.clone();
             full.fill_optional(schema::VOLUME, "state");
+            full.fill_optional(schema::VOLUME, "spares");
             let Some(name) = name_of(section).map(str::to_owned) else {
                 continue;
             };

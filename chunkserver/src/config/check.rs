@@ -96,3 +96,38 @@ impl Loaded {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{parse, Environment};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_is_in_effect_is_shown_and_no_secret() {
+        let dir = std::env::temp_dir().join(format!("antler-check-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let stock = dir.join("mfschunkserver.cfg");
+        std::fs::write(&stock, "LABELS = A\nAUTH_CODE = tiger\n").unwrap();
+        std::fs::set_permissions(&stock, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let text = "[chunkserver]\nmfs_config = \"mfschunkserver.cfg\"\n\
+                    [[device]]\nname = \"d1\"\npath = \"d1\"\n\
+                    [[volume]]\nname = \"vol1\"\nmirror = [\"d1\"]\n";
+        let loaded = parse(
+            "antler.toml",
+            text,
+            &dir.join("antler.toml"),
+            &Environment::here(),
+        );
+        std::fs::remove_dir_all(&dir).unwrap();
+        let shown = loaded.settings_text();
+        let line = |key: &str| shown.lines().find(|line| line.starts_with(key));
+        let code = line("chunkserver.auth_code =").unwrap();
+        assert!(code.ends_with("# mfschunkserver.cfg:2"), "{shown}");
+        assert!(!shown.contains("tiger"), "{shown}");
+        let spares = line("volume.vol1.spares =").unwrap();
+        assert!(
+            spares.contains("= []") && spares.ends_with("# default"),
+            "{shown}"
+        );
+    }
+}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::origin::{Origin, Problem, Setting};
 use super::raw::Raw;
 use super::schema::{self, Effect, Key};
-use super::value::Value;
+use super::value::{Kind, Value};
 
 /// Values by key.
 #[derive(Debug, Clone, Default)]
@@ -61,9 +61,7 @@ impl Section {
     /// Gives every key that is not set its default.
     pub(crate) fn fill(&mut self, keys: &'static [Key], computed: impl Fn(&str) -> Value) {
         for key in keys {
-            if self.values.contains_key(key.name)
-                || matches!(key.kind, super::value::Kind::Secret(_))
-            {
+            if self.values.contains_key(key.name) || matches!(key.kind, Kind::Secret(_)) {
                 continue;
             }
             let value = match key.default.strip_prefix('@') {
@@ -81,7 +79,11 @@ impl Section {
     pub(crate) fn fill_optional(&mut self, keys: &'static [Key], name: &str) {
         let key = schema::find(keys, name).unwrap_or_else(|| panic!("{name} is no key"));
         if !self.values.contains_key(name) {
-            match key.kind.read(&Raw::Word(key.default.to_owned())) {
+            let default = match key.kind {
+                Kind::Many(_) if key.default.is_empty() => Raw::List(Vec::new()),
+                _ => Raw::Word(key.default.to_owned()),
+            };
+            match key.kind.read(&default) {
                 Ok(value) => self.values.insert(key.name, (value, Origin::Default)),
                 Err(e) => panic!("default of {name}: {e}"),
             };

@@ -126,6 +126,9 @@ impl Kind {
             }
             Kind::Size(min) => {
                 let bytes = match raw {
+                    Raw::Int(n) if *n < 0 => {
+                        return Err(format!("{n} is less than {}", show_size(*min)));
+                    }
                     Raw::Int(n) => u64::try_from(*n).ok(),
                     _ => word.and_then(parse_size),
                 };
@@ -140,6 +143,13 @@ impl Kind {
             Kind::Seconds(min, max) | Kind::Span(min, max) => {
                 let plain = matches!(self, Kind::Seconds(..));
                 let span = match raw {
+                    Raw::Int(n) if plain && *n < 0 => {
+                        return Err(format!(
+                            "{n} is outside {}..{}",
+                            show_span(Duration::from_millis(*min)),
+                            show_span(Duration::from_millis(*max))
+                        ));
+                    }
                     Raw::Int(n) if plain => u64::try_from(*n).ok().map(Duration::from_secs),
                     Raw::Float(n) if plain => Duration::try_from_secs_f64(*n).ok(),
                     _ => word.and_then(|w| parse_span(w, plain)),

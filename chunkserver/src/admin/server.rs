@@ -22,6 +22,10 @@ use crate::exit::Failure;
 const CONNECTIONS_MAX: usize = 16;
 /// A client that says nothing is sent away.
 const IDLE: Duration = Duration::from_secs(60);
+/// A daemon that was killed may take so long to let go of its socket.
+const DYING: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has.
+const DYING_LOOK: Duration = Duration::from_millis(50);
 /// Pause after a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,7 +38,7 @@ pub struct AdminSocket {
 
 impl AdminSocket {
     /// Binds it, with mode 0660. A file left by a daemon that died is replaced; a socket that somebody
-    /// listens on is not.
+    /// listens on is not, unless that was a daemon on its way out.
     pub fn bind(path: &Path) -> Result<AdminSocket, Failure> {
         let fail = |what: &str, e: io::Error| {
             Failure::problem(format!("admin socket {}: {what}: {e}", path.display()))
@@ -42,7 +46,7 @@ impl AdminSocket {
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(|e| fail("its directory cannot be made", e))?;
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if !is_abandoned(path) {
             return Err(Failure::problem(format!(
                 "admin socket {}: another `antler serve` listens on it",
                 path.display()
@@ -98,6 +102,18 @@ impl AdminSocket {
             }
         }
     }
+}
+
+/// Whether nobody listens on the socket, now or within [`DYING`].
+fn is_abandoned(path: &Path) -> bool {
+    let begun = std::time::Instant::now();
+    while std::os::unix::net::UnixStream::connect(path).is_ok() {
+        if begun.elapsed() >= DYING {
+            return false;
+        }
+        std::thread::sleep(DYING_LOOK);
+    }
+    true
 }
 
 impl Drop for AdminSocket {
@@ -161,5 +177,25 @@ async fn answer(plane: &Plane, request: Request, may_change: bool, uid: u32) -> 
     match value {
         Ok(value) => Reply::Ok(value),
         Err(e) => Reply::Error(Failure::problem(format!("answer cannot be written: {e}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_whose_daemon_is_dying_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("antler-dying-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(3 * DYING_LOOK);
+            drop(dying);
+        });
+        let socket = AdminSocket::bind(&path).unwrap();
+        end.join().unwrap();
+        drop(socket);
+        assert!(!path.exists());
     }
 }

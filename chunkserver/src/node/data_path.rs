@@ -9,10 +9,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use blockdev::Rt;
 use raid::Uuid;
 
 use crate::exit::Failure;
+
+/// A process that was killed may take so long to let go of the lock.
+const DYING: Duration = Duration::from_secs(2);
+/// How often it is looked whether it has.
+const DYING_LOOK: Duration = Duration::from_millis(50);
 
 /// The locked directory. Dropping it gives the lock back.
 #[derive(Debug)]
@@ -27,6 +34,28 @@ impl DataPath {
     ///
     /// Fails (status 1) naming the holder if another process has it.
     pub fn lock(directory: &Path, fresh: Uuid) -> Result<DataPath, Failure> {
+        DataPath::attempt(directory, fresh)?
+    }
+
+    /// The same; a holder that is on its way out is waited for.
+    pub async fn lock_patiently(
+        rt: &Rt,
+        directory: &Path,
+        fresh: Uuid,
+    ) -> Result<DataPath, Failure> {
+        let begun = rt.now();
+        loop {
+            match DataPath::attempt(directory, fresh)? {
+                Err(_) if rt.now() - begun < DYING => {
+                    rt.sleep(DYING_LOOK).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// The inner failure: another process has it.
+    fn attempt(directory: &Path, fresh: Uuid) -> Result<Result<DataPath, Failure>, Failure> {
         let at = |what: &str, e: io::Error| {
             Failure::problem(format!("data_path {}: {what}: {e}", directory.display()))
         };
@@ -52,21 +81,21 @@ impl DataPath {
             } else {
                 format!("pid {holder}")
             };
-            return Err(Failure::problem(format!(
+            return Ok(Err(Failure::problem(format!(
                 "data_path {} is in use by {by}: stop it, or give this one another data_path",
                 directory.display()
-            )));
+            ))));
         }
         let pid = std::process::id();
         lock.set_len(0)
             .and_then(|()| writeln!(lock, "{pid}"))
             .map_err(|e| at("lock file", e))?;
         let node = node_uuid(directory, fresh).map_err(|e| at("node identity", e))?;
-        Ok(DataPath {
+        Ok(Ok(DataPath {
             directory: directory.to_owned(),
             _lock: lock,
             node,
-        })
+        }))
     }
 
     /// Where it is.
@@ -109,6 +138,7 @@ mod tests {
     fn one_owner_and_the_same_node_after_a_restart() {
         let dir = std::env::temp_dir().join(format!("antler-data-path-{}", std::process::id()));
         let first = DataPath::lock(&dir, Uuid([7; 16])).unwrap();
+        let given = dir.clone();
         let refused = DataPath::lock(&dir, Uuid([8; 16])).unwrap_err();
         assert!(
             refused
@@ -116,7 +146,16 @@ mod tests {
                 .contains(&format!("pid {}", std::process::id())),
             "{refused}"
         );
-        drop(first);
+        let dying = std::cell::Cell::new(Some(first));
+        let waited = blockdev::driver::run_shard(|rt| async move {
+            let ending = rt.clone();
+            rt.spawn(async move {
+                ending.sleep(3 * DYING_LOOK).await;
+                drop(dying.take());
+            });
+            DataPath::lock_patiently(&rt, &given, Uuid([9; 16])).await
+        });
+        drop(waited.unwrap().unwrap());
         assert_eq!(
             DataPath::lock(&dir, Uuid([9; 16])).unwrap().node(),
             Uuid([7; 16])

@@ -78,7 +78,8 @@ struct Node {
 }
 
 async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure> {
-    let data_path = DataPath::lock(&config.chunkserver.data_path, Uuid::random(&rt))?;
+    let data_path =
+        DataPath::lock_patiently(&rt, &config.chunkserver.data_path, Uuid::random(&rt)).await?;
     let witness = FileWitness::new(data_path.directory()).map_err(|e| {
         Failure::problem(format!(
             "data_path {}: {e}",

@@ -2,8 +2,8 @@
 //!
 //! These commands hold the lock of `data_path`, so that they and a running `serve` exclude one another, and they
 //! log in with the role `serve`, so that the next start fences their writes as it does its own. Those that write
-//! do so as the volume's owner: what another node claims is left alone ([`open_array`]). Those that look
-//! ([`view_array`]) write nothing anywhere.
+//! do so as the volume's owner: what another node claims is left alone (`open_array`). Those that look
+//! (`view_array`) write nothing anywhere.
 
 mod claim;
 mod create;

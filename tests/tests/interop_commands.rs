@@ -95,7 +95,8 @@ fn volumes_on_two_targets_from_creation_to_check() {
     .success();
 
     let again = antler.run(&["volume", "create", "vol1"]);
-    assert_names(&again, 1, &["vol1"]);
+    assert_names(&again, 1, &["holds this volume already", "--force"]);
+    assert!(!words(&again).contains("running"), "{}", again.describe());
     let list = antler.json(&["volume", "list"]);
     let volume = &list["volumes"][0];
     assert_eq!(volume["name"], "vol1");
@@ -107,6 +108,9 @@ fn volumes_on_two_targets_from_creation_to_check() {
     assert!(info["format_version"].is_number(), "{info:#}");
     let check = antler.json(&["volume", "check", "vol1"]);
     assert_eq!(check["result"], "clean", "{check:#}");
+    assert_eq!(check["blocks_checked"], 0, "{check:#}");
+    let text = antler.run(&["volume", "check", "vol1"]).success();
+    assert!(text.contains("metadata only"), "{text}");
 
     // mdadm accepts both legs as one array.
     let legs = [&first, &second].map(|tgt| harness::md::examine(&tgt.backing_file(1)));
@@ -162,22 +166,21 @@ fn discover_and_device_info() {
     );
     assert!(words(&refused).contains(&wwid), "{}", refused.describe());
 
-    // tgt's LUN 0 is its controller: refused, with the disks there are.
-    antler.reconfigure(|spec| {
-        spec.more.clear();
-        spec.devices.iter_mut().for_each(|device| {
-            if let Device::Iscsi { lun, .. } = device {
-                *lun = 0;
-            }
+    // tgt's LUN 0 is its controller, and it has no LUN 7: refused, with the disks there are.
+    for other in [0, 7] {
+        antler.reconfigure(|spec| {
+            spec.more.clear();
+            spec.devices.iter_mut().for_each(|device| {
+                if let Device::Iscsi { lun, .. } = device {
+                    *lun = other;
+                }
+            });
         });
-    });
-    let refused = antler.run(&["device", "info", "sto1"]);
-    assert_eq!(
-        refused.code.map(|code| code != 0),
-        Some(true),
-        "{}",
-        refused.describe()
-    );
+        let refused = antler.run(&["device", "info", "sto1"]);
+        assert_names(&refused, 1, &["disks: 1"]);
+        let twice = words(&refused).contains("misconfigured: misconfigured");
+        assert!(!twice, "{}", refused.describe());
+    }
 
     tgt.kill();
     assert_eq!(antler.run(&["device", "info", "sto1"]).code, Some(3));
@@ -917,4 +920,56 @@ fn a_spare_takes_the_place_of_a_leg_that_stays_out() {
     pair.legs[1] = third;
     assert_eq!(pair.granules(1, SEED).len(), expected);
     assert!(expected > 100, "{expected} granules found");
+}
+
+/// Starts `serve` and returns the array of `vol1` once it is known why it does not run.
+fn array_that_waits(pair: &mut LocalPair) -> (Value, String) {
+    pair.antler.start();
+    let antler = &pair.antler;
+    wait_for("a reason", SECONDS_30, || {
+        antler.try_status()?;
+        let array = antler.json(&["arrays"])["arrays"][0].clone();
+        let note = array["note"].as_str()?.to_owned();
+        Some((array, note))
+    })
+}
+
+#[test]
+fn a_volume_that_waits_names_the_leg_that_is_missing_and_why() {
+    let mut pair = LocalPair::create(256 << 20);
+    // A superblock that was torn, and no witness to say whether the other leg has everything.
+    let leg = File::options().write(true).open(&pair.legs[1]).unwrap();
+    leg.write_all_at(&[0xa5; 64], 4096 + 100).unwrap();
+    for file in std::fs::read_dir(pair.antler.dir().join("data")).unwrap() {
+        let path = file.unwrap().path();
+        if path.to_string_lossy().contains("/witness-") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let (array, note) = array_that_waits(&mut pair);
+    let legs = array["legs"].as_array().unwrap();
+    let states: Vec<&str> = legs.iter().filter_map(|l| l["state"].as_str()).collect();
+    assert_eq!(states, ["in-sync", "missing"], "{array:#}");
+    for part in ["d2", "superblock", "`antler leg run vol1 d1 --alone`"] {
+        assert!(note.contains(part), "no {part:?} in {note:?}");
+    }
+    pair.antler.stop();
+}
+
+#[test]
+fn a_foreign_device_is_named_with_the_way_out() {
+    let mut pair = LocalPair::create(64 << 20);
+    for leg in &pair.legs {
+        File::create(leg).unwrap().set_len(64 << 20).unwrap();
+        let mut format = std::process::Command::new("/sbin/mke2fs");
+        must(format.args(["-q", "-F"]).arg(leg));
+    }
+    let (_, note) = array_that_waits(&mut pair);
+    for part in [
+        "d1 holds an ext2/3/4 file system",
+        "`antler volume create vol1 --force`",
+    ] {
+        assert!(note.contains(part), "no {part:?} in {note:?}");
+    }
+    pair.antler.stop();
 }

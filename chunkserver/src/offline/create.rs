@@ -113,7 +113,9 @@ fn described(member: &Member, volume: &str, data_path: &DataPath, base: &Base) -
     let name = name.trim_end_matches('\0');
     let array = member.superblock.array;
     let claim = member.claim.as_ref();
-    if name == volume && claim.is_some_and(|claim| claim.owner.node == data_path.node()) {
+    // md names are HOST:NAME.
+    let is_named_so = name.rsplit(':').next() == Some(volume);
+    if is_named_so && claim.is_some_and(|claim| claim.owner.node == data_path.node()) {
         return format!("this volume already (md array {array}, made or used by this node)");
     }
     let mut text = format!("a leg of md array {array} ({name})");

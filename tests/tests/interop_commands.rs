@@ -568,7 +568,7 @@ fn chunks_come_from_stock_moosefs_and_go_back() {
     // A directory that is being served is left alone.
     let refused = site.antler.run(&["volume", "import", "vol1", &dir]);
     assert_names(&refused, 1, &["in use by pid", &dir]);
-    site.stock.as_mut().unwrap().kill();
+    site.stock.as_mut().unwrap().stop();
     let files = chunk_files(&disk).len();
     let imported = site.antler.json(&["volume", "import", "vol1", &dir]);
     assert_eq!(imported["imported"], files, "{imported:#}");
@@ -627,7 +627,7 @@ fn chunks_come_from_stock_moosefs_and_go_back() {
     corpus.verify();
     corpus.write_at("small", 100, 4_000);
     corpus.write_at("large", 10, 100);
-    site.stock.as_mut().unwrap().kill();
+    site.stock.as_mut().unwrap().stop();
 
     // Newer versions replace, the others are skipped; a file that is damaged replaces nothing.
     let newest = chunk_files(&disk)
@@ -691,7 +691,8 @@ fn chunks_of_nobody_are_left_out_until_claimed() {
     site.mount();
     let mut corpus = Corpus::new(&site.mounted().path().join("moved"), 7);
     corpus.create("file", 1_000_003, 1 << 20);
-    site.stock.as_mut().unwrap().kill();
+    // A stock server writes the checksums of its files when it closes them.
+    site.stock.as_mut().unwrap().stop();
     let disk = site.scratch.dir().join("stock/disk");
     std::fs::remove_file(disk.join(".metaid")).unwrap();
     let dir = disk.display().to_string();
@@ -783,8 +784,10 @@ fn a_volume_is_taken_over_from_a_running_node() {
         s["volumes"][0]["state"] == "failed"
     });
     b.start();
-    b.wait_status("vol1 at its second node", SECONDS_30, |s| {
-        s["volumes"][0]["state"] == "active"
+    b.wait_status("vol1 whole at its second node", SECONDS_30, |s| {
+        let legs = s["arrays"][0]["legs"].as_array();
+        let is_whole = legs.is_some_and(|legs| legs.iter().all(|l| l["state"] == "in-sync"));
+        s["volumes"][0]["state"] == "active" && is_whole
     });
     b.stop();
     a.stop();

@@ -223,6 +223,18 @@ impl StockChunkserver {
         self.daemon = None;
     }
 
+    /// Stops it cleanly: what it keeps of open files is written.
+    pub fn stop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            let status = daemon.terminate(Duration::from_secs(30));
+            assert!(
+                status.success(),
+                "mfschunkserver: {status}\n{}",
+                daemon.log_tail()
+            );
+        }
+    }
+
     /// Starts it (again); registration is the master's to tell.
     pub fn restart(&mut self) {
         self.kill();

@@ -5,11 +5,10 @@ use super::{token, Array, Leg, LegState, Why};
 use crate::window::Content;
 use blockdev::{
     completion, mutation, Completion, Done, Durability, Instant, IoCtx, IoError, IoResult, IoVec,
-    Kind, LegIndex, Op, PathCause, Promise, Refusal, Sector, Seq,
+    Kind, LegIndex, Op, Promise, Refusal, Sector, Seq,
 };
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
-use std::time::Duration;
 
 /// What is written.
 #[derive(Clone, Debug)]
@@ -74,19 +73,11 @@ enum Outcome {
     None,
     /// Not sent because it is leaving; sent if the decision is reversed.
     Missed,
-    Pending(Sent),
+    Pending(Instant),
     Ok,
-    /// Sent in this turn of the leg ([`Leg::alone_turn`]).
-    Failed(IoError, u64),
+    Failed(IoError),
     /// The leg went out before it answered.
     Dropped,
-}
-
-/// When a write was sent, and in which turn of the leg.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    at: Instant,
-    turn: u64,
 }
 
 /// Who must answer.
@@ -125,19 +116,8 @@ impl WriteOp {
         self.promise.is_none()
     }
 
-    fn is_owed_by(&self, leg: LegIndex) -> bool {
-        matches!(self.outcomes[usize::from(leg.0)], Outcome::Pending(_))
-    }
-
     fn outcome(&mut self, leg: LegIndex) -> &mut Outcome {
         &mut self.outcomes[usize::from(leg.0)]
-    }
-
-    /// What is sent to a leg: the operation, its bytes in the window, and for whom.
-    fn parts(&self, leg: LegIndex) -> (Op, u64, IoCtx) {
-        let at = self.places[usize::from(leg.0)];
-        let op = self.body.op(at, self.sectors);
-        (op, self.body.window_bytes(), self.ctx)
     }
 
     fn overlaps(&self, range: &Range<Sector>) -> bool {
@@ -418,7 +398,7 @@ impl Array {
         let now = self.rt.now();
         for leg in &self.legs {
             if targets & leg.bit() != 0 {
-                *op.outcome(leg.index) = self.sent_now(leg);
+                *op.outcome(leg.index) = Outcome::Pending(now);
             } else if op.rule == Rule::Mirrored && leg.state() == LegState::Leaving {
                 *op.outcome(leg.index) = Outcome::Missed;
             }
@@ -441,13 +421,6 @@ impl Array {
         }
     }
 
-    fn sent_now(&self, leg: &Leg) -> Outcome {
-        Outcome::Pending(Sent {
-            at: self.rt.now(),
-            turn: leg.alone_turn.get(),
-        })
-    }
-
     fn submit_to(&self, leg: &Leg, id: u64, op: Op, bytes: u64, ctx: IoCtx) {
         leg.reserved_bytes.set(leg.reserved_bytes.get() + bytes);
         let completion = match leg.device() {
@@ -459,18 +432,18 @@ impl Array {
 
     pub(super) fn write_answered(&self, id: u64, index: LegIndex, result: IoResult) {
         let leg = self.leg(index);
-        let (failed, turn) = {
+        let failed = {
             let mut tables = self.tables.borrow_mut();
             let Some(op) = tables.writes.get_mut(&id) else {
                 return;
             };
-            let Outcome::Pending(sent) = *op.outcome(index) else {
+            if !matches!(op.outcome(index), Outcome::Pending(_)) {
                 return; // the leg went out meanwhile: its answer says nothing any more
-            };
+            }
             let bytes = op.body.window_bytes();
             leg.reserved_bytes
                 .set(leg.reserved_bytes.get().saturating_sub(bytes));
-            let failed = match result {
+            match result {
                 Ok(_) => {
                     *op.outcome(index) = Outcome::Ok;
                     let op = &*op;
@@ -480,23 +453,22 @@ impl Array {
                 }
                 Err(error) => {
                     let kind = error.kind.clone();
-                    if !matches!(kind, Kind::Again { .. }) {
-                        *op.outcome(index) = Outcome::Failed(error, sent.turn);
-                    }
+                    *op.outcome(index) = Outcome::Failed(error);
                     Some(kind)
                 }
-            };
-            (failed, sent.turn)
+            }
         };
-        self.note_answer(leg, turn, failed.as_ref());
         match failed {
             None => {}
-            Some(Kind::Again { after }) => return self.write_later(id, index, after),
             // Both legs full is no reason to lose one. A leg that is rebuilt must not miss it.
             Some(Kind::NoSpace) if leg.is_required() => {}
             Some(kind) => {
-                self.fail_leg(leg, Why::of(&kind), &kind.to_string());
-                self.write_again(id, leg);
+                let why = match kind {
+                    Kind::Medium { .. } | Kind::Refused(_) => Why::Broken,
+                    Kind::Late => Why::Late,
+                    _ => Why::Failed,
+                };
+                self.fail_leg(leg, why, &kind.to_string());
             }
         }
         self.settle(id);
@@ -504,50 +476,6 @@ impl Array {
             // Somebody may wait for this very answer, though the write itself is not over.
             self.changed.notify();
         }
-    }
-
-    /// Sends a write once more that the leg failed before it was told to be the only one.
-    fn write_again(&self, id: u64, leg: &Leg) {
-        let is_due = match self.tables.borrow_mut().writes.get_mut(&id) {
-            Some(op) => match op.outcome(leg.index) {
-                Outcome::Failed(error, turn) => self.asks_again(leg, *turn, error),
-                _ => false,
-            },
-            None => false,
-        };
-        if is_due {
-            self.send_again(leg, vec![id]);
-        }
-    }
-
-    /// The leg was too busy for a write: it gets it again, and owes it since the first time.
-    fn write_later(&self, id: u64, index: LegIndex, after: Duration) {
-        let (me, rt) = (self.me.clone(), self.rt.clone());
-        self.rt.spawn(async move {
-            rt.sleep(after).await;
-            let Some(array) = me.upgrade() else { return };
-            let leg = array.leg(index);
-            let parts = match array.tables.borrow_mut().writes.get_mut(&id) {
-                Some(op) if op.is_owed_by(index) => op.parts(index),
-                _ => return, // the leg went out meanwhile
-            };
-            array.submit_to(leg, id, parts.0, parts.1, parts.2);
-        });
-    }
-
-    /// Sends these writes to the leg, which may have failed them.
-    fn send_again(&self, leg: &Leg, ids: Vec<u64>) {
-        for id in ids {
-            let parts = match self.tables.borrow_mut().writes.get_mut(&id) {
-                Some(op) => {
-                    *op.outcome(leg.index) = self.sent_now(leg);
-                    op.parts(leg.index)
-                }
-                None => continue,
-            };
-            self.submit_to(leg, id, parts.0, parts.1, parts.2);
-        }
-        self.arm_tick(self.rt.now() + self.options.late_after);
     }
 
     /// Puts an answered write into the leg's window (R11).
@@ -630,12 +558,12 @@ impl Array {
                 Outcome::Ok => good |= counts,
                 Outcome::Missed => waits |= counts && leg.why.get().is_soft(),
                 Outcome::Pending(_) => waits |= counts,
-                Outcome::Failed(e, _) if counts => {
+                Outcome::Failed(e) if counts => {
                     failed += 1;
                     space += u32::from(e.kind == Kind::NoSpace);
                     error = Some(e.clone());
                 }
-                Outcome::Failed(e, _) => error = error.or(Some(e.clone())),
+                Outcome::Failed(e) => error = error.or(Some(e.clone())),
             }
         }
         let mirrored = op.rule == Rule::Mirrored;
@@ -651,33 +579,19 @@ impl Array {
                 && (!matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
                     || leg.why.get() == Why::CacheLost)
         });
-        // Nobody is there to have the record, so the leg without this write may yet stay.
-        let undecided = mirrored
-            && self.legs.iter().any(|leg| {
-                leg.state() == LegState::Leaving
-                    && !leg.why.get().is_soft()
-                    && !matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
-                    && self.peer(leg.index).has_given_up.get()
-            });
         let fatal = mirrored
             && self.legs.iter().any(|leg| {
                 let outcome = &op.outcomes[usize::from(leg.index.0)];
-                let failed = matches!(outcome, Outcome::Failed(..));
-                let peer = self.peer(leg.index);
-                let may_yet_stay = peer.state() == LegState::Leaving && peer.why.get().is_soft();
-                let alone = !may_yet_stay && self.is_last(leg);
+                let failed = matches!(outcome, Outcome::Failed(_));
+                let alone = self.peer(leg.index).state() != LegState::Leaving && self.is_last(leg);
                 failed && leg.state() == LegState::InSync && alone
             });
-        match (good && !fatal && !undecided, failed) {
+        match (good && !fatal, failed) {
             // A required leg failed and the other has it: not before the record.
             (true, 0) if !hard => Some(Ok(op.body.done())),
             (true, _) => None,
             (false, n) if n > 0 && space == n && mirrored => {
                 Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::NoSpace))))
-            }
-            (false, _) if undecided => {
-                let all_down = Kind::Path(PathCause::AllDown);
-                Some(Err(error.unwrap_or_else(|| IoError::unknown(all_down))))
             }
             (false, _) => Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::Closed)))),
         }
@@ -687,7 +601,7 @@ impl Array {
     fn lacks_space_alone(&self, op: &WriteOp) -> Option<LegIndex> {
         let space = |leg: &&Leg| {
             let outcome = &op.outcomes[usize::from(leg.index.0)];
-            matches!(outcome, Outcome::Failed(e, _) if e.kind == Kind::NoSpace)
+            matches!(outcome, Outcome::Failed(e) if e.kind == Kind::NoSpace)
         };
         let others_ok = |leg: &Leg| {
             let other = self.peer(leg.index);
@@ -716,19 +630,26 @@ impl Array {
         leg.reserved_bytes.set(0);
     }
 
-    /// The decision to leave was reversed: the leg gets what it missed, and what its paths failed.
+    /// The decision to leave was reversed: the leg gets what it missed.
     pub(super) fn send_missed(&self, leg: &Leg) {
-        let lacks = |op: &WriteOp| match &op.outcomes[usize::from(leg.index.0)] {
-            Outcome::Missed => true,
-            Outcome::Failed(error, turn) => self.asks_again(leg, *turn, error),
-            _ => false,
-        };
-        let missed = {
-            let tables = self.tables.borrow();
-            let lacking = tables.writes.iter().filter(|(_, op)| lacks(op));
-            lacking.map(|(&id, _)| id).collect()
-        };
-        self.send_again(leg, missed);
+        let now = self.rt.now();
+        let mut missed = Vec::new();
+        for (&id, op) in &mut self.tables.borrow_mut().writes {
+            if matches!(op.outcome(leg.index), Outcome::Missed) {
+                *op.outcome(leg.index) = Outcome::Pending(now);
+                let at = op.places[usize::from(leg.index.0)];
+                missed.push((
+                    id,
+                    op.body.op(at, op.sectors),
+                    op.body.window_bytes(),
+                    op.ctx,
+                ));
+            }
+        }
+        for (id, op, bytes, ctx) in missed {
+            self.submit_to(leg, id, op, bytes, ctx);
+        }
+        self.arm_tick(now + self.options.late_after);
     }
 
     /// When the oldest write that `leg` owes was sent.
@@ -738,18 +659,18 @@ impl Array {
             .writes
             .values()
             .filter_map(|op| match op.outcomes[usize::from(leg.index.0)] {
-                Outcome::Pending(sent) => Some(sent.at),
+                Outcome::Pending(since) => Some(since),
                 _ => None,
             })
             .min()
     }
 
     /// Our own event loop stood still for `by`: nobody is blamed for it.
-    pub(super) fn excuse_writes(&self, by: Duration) {
+    pub(super) fn excuse_writes(&self, by: std::time::Duration) {
         for op in self.tables.borrow_mut().writes.values_mut() {
             for outcome in &mut op.outcomes {
-                if let Outcome::Pending(sent) = outcome {
-                    sent.at = sent.at + by;
+                if let Outcome::Pending(since) = outcome {
+                    *since = *since + by;
                 }
             }
         }

@@ -17,15 +17,12 @@ use tokio::sync::Semaphore;
 use super::{parse_request, Reply, Request, REQUEST_BYTES_MAX};
 use crate::control::Plane;
 use crate::exit::Failure;
+use crate::system::{DYING, DYING_LOOK};
 
 /// Connections served at a time; others wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
 /// A client that says nothing is sent away.
 const IDLE: Duration = Duration::from_secs(60);
-/// A daemon that was killed may take so long to let go of its socket.
-const DYING: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has.
-const DYING_LOOK: Duration = Duration::from_millis(50);
 /// Pause after a failed accept (no file descriptors left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

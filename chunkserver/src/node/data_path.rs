@@ -9,17 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use blockdev::Rt;
 use raid::Uuid;
 
 use crate::exit::Failure;
-
-/// A process that was killed may take so long to let go of the lock.
-const DYING: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has.
-const DYING_LOOK: Duration = Duration::from_millis(50);
+use crate::system::{DYING, DYING_LOOK};
 
 /// The locked directory. Dropping it gives the lock back.
 #[derive(Debug)]

@@ -15,8 +15,9 @@ use blockdev::path::PathPort;
 use blockdev::{BlockDevice, Durability, IoCtx, Op, Pool, Rt, Sector};
 use harness::clock::{pause, wait_until};
 use harness::holding_proxy::HoldingProxy;
-use harness::net::{Net, Place};
+use harness::net::Place;
 use harness::scratch::Scratch;
+use harness::site::one_storage_node;
 use harness::tgt::{free_ports, Tgt, TgtSpec};
 use iscsi_initiator::establish::Initiator;
 use iscsi_initiator::isid::Role;
@@ -243,16 +244,7 @@ fn print(name: &str, promise_ms: u64, stalls: &[Duration]) {
 
 fn silent() {
     let scratch = Scratch::exclusive();
-    let mut net = Net::new(&scratch);
-    net.add_node("cs");
-    net.add_node("sto1");
-    let portals: Vec<SocketAddrV4> = (1..=2)
-        .map(|network| SocketAddrV4::new(Ipv4Addr::new(10, 3, network, 1), 3260))
-        .collect();
-    for (n, portal) in portals.iter().enumerate() {
-        let ours = Ipv4Addr::new(10, 3, n as u8 + 1, 101);
-        net.add_link(&format!("san{n}"), ("cs", ours), ("sto1", *portal.ip()));
-    }
+    let (net, portals) = one_storage_node(&scratch);
     let spec = TgtSpec::single("sto1", TARGET, &portals, UNIT_BYTES);
     let _tgt = Tgt::start(&scratch, net.place("sto1"), spec);
     let bed = Bed::start(net.place("cs"), portals);

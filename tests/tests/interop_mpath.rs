@@ -21,8 +21,8 @@ use blockdev::{
 };
 use harness::clock::{pause, wait_until};
 use harness::holding_proxy::HoldingProxy;
-use harness::net::Net;
 use harness::scratch::Scratch;
+use harness::site::one_storage_node;
 use harness::slow_backend::SlowBackend;
 use harness::tgt::{free_ports, Tgt, TgtSpec};
 use iscsi_initiator::establish::Initiator;
@@ -483,16 +483,7 @@ async fn serve_load(rt: Rt, portals: Vec<SocketAddrV4>, told: Arc<Told>) {
 #[test]
 fn silent_cuts_of_the_path_in_use_under_load() {
     let scratch = Scratch::exclusive();
-    let mut net = Net::new(&scratch);
-    net.add_node("cs");
-    net.add_node("sto1");
-    let portals: Vec<SocketAddrV4> = (1..=2)
-        .map(|network| SocketAddrV4::new(Ipv4Addr::new(10, 3, network, 1), 3260))
-        .collect();
-    for (n, portal) in portals.iter().enumerate() {
-        let ours = Ipv4Addr::new(10, 3, n as u8 + 1, 101);
-        net.add_link(&format!("san{n}"), ("cs", ours), ("sto1", *portal.ip()));
-    }
+    let (net, portals) = one_storage_node(&scratch);
     let spec = TgtSpec::single("sto1", TARGET, &portals, UNIT_BYTES);
     let _tgt = Tgt::start(&scratch, net.place("sto1"), spec);
     let told = Arc::<Told>::default();

@@ -68,6 +68,20 @@ pub fn portal(node: u8, network: u8) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(10, 3, network, node), 3260)
 }
 
+/// A chunk node `cs` and one storage node `sto1` on both storage networks, without MooseFS: the
+/// links `san0` and `san1`, and the storage node's portal on each.
+pub fn one_storage_node(scratch: &Scratch) -> (Net, Vec<SocketAddrV4>) {
+    let mut net = Net::new(scratch);
+    net.add_node("cs");
+    net.add_node("sto1");
+    let portals = vec![portal(1, 1), portal(1, 2)];
+    for (n, portal) in portals.iter().enumerate() {
+        let ours = Ipv4Addr::new(10, 3, n as u8 + 1, 101);
+        net.add_link(&format!("san{n}"), ("cs", ours), ("sto1", *portal.ip()));
+    }
+    (net, portals)
+}
+
 /// The link between the chunk node and storage node `node` on network `network`.
 pub fn san_link(node: u8, network: u8) -> String {
     format!("sto{node}n{network}")

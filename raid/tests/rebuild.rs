@@ -112,7 +112,7 @@ fn overlapping_writes_do_not_overtake_each_other_on_a_leg_being_rebuilt() {
 #[test]
 fn a_leg_called_back_is_whole_although_it_lost_its_cache_while_leaving() {
     let bench = Bench::new(4);
-    let array = bench.running();
+    let array = bench.running_with_roles();
     for at in 0..16 {
         bench.write(&array, at * 8, 3).expect("written");
     }

@@ -2,8 +2,9 @@
 //!
 //! Order: the witness is durable, then a record is answered in a slot of the survivor, then what
 //! waited is acknowledged; flush and superblock follow. If the survivor itself fails or falls
-//! silent before its record is answered while the leg that was leaving still answers, the
-//! decision is reversed: witness first, events above any ever sent, the missing writes sent.
+//! silent before its record is answered while the leg that was leaving still answers, or does
+//! again, the decision is reversed: witness first, events above any ever sent, the missing writes
+//! sent and those that its paths failed sent again.
 
 use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use std::time::Duration;
@@ -30,7 +31,12 @@ impl Array {
                 self.put_out(leg);
             }
             LegState::Leaving => {
-                if !why.is_soft() {
+                let was_soft = leg.why.get().is_soft();
+                if was_soft && why == Why::Unreachable {
+                    leg.why.set(why);
+                    self.spawn_call_back(leg, self.change_serial.get());
+                    self.stir();
+                } else if !why.is_soft() && why != Why::Unreachable {
                     // It cannot be called back any more.
                     leg.why.set(why);
                     self.stir();
@@ -45,6 +51,10 @@ impl Array {
         leg.set_state(LegState::Leaving);
         let serial = self.change_serial.get() + 1;
         self.change_serial.set(serial);
+        self.tell_roles();
+        if why == Why::Unreachable {
+            self.spawn_call_back(leg, serial);
+        }
         let (me, index, text) = (self.me.clone(), leg.index, text.to_owned());
         self.rt.spawn(async move {
             if let Some(array) = me.upgrade() {
@@ -54,7 +64,7 @@ impl Array {
     }
 
     /// The survivor is in doubt before its record is answered: the other one stays instead.
-    fn reverse(&self, survivor: &Leg, why: Why, text: &str) {
+    pub(super) fn reverse(&self, survivor: &Leg, why: Why, text: &str) {
         let back = self.peer(survivor.index);
         back.set_state(LegState::InSync);
         self.begin_leaving(survivor, why, text);
@@ -146,9 +156,14 @@ impl Array {
 
     /// Tells who is the only one left.
     pub(super) fn tell_roles(&self) {
-        if let Some(tell) = &self.options.on_alone {
-            for leg in self.slots() {
-                let alone = leg.state() == LegState::InSync && self.is_last(leg);
+        for leg in self.slots() {
+            let alone = leg.state() == LegState::InSync && self.is_last(leg);
+            if alone && !leg.is_alone.get() {
+                leg.alone_turn.set(leg.alone_turn.get() + 1);
+                leg.has_given_up.set(false);
+            }
+            leg.is_alone.set(alone);
+            if let Some(tell) = &self.options.on_alone {
                 tell(leg.index, alone);
             }
         }

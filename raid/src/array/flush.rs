@@ -129,7 +129,7 @@ impl Array {
             if !leg.has_cache() {
                 return Some(Ok(()));
             }
-            let losses = leg.losses.get();
+            let (losses, turn) = (leg.losses.get(), leg.alone_turn.get());
             let mark = leg.window.borrow_mut().begin_flush();
             let answer = device.submit(Op::Flush, IoCtx::metadata());
             let answer = self
@@ -152,12 +152,11 @@ impl Array {
                 Err(error) => {
                     let unable = error.kind == Kind::Refused(Refusal::NotSupported);
                     if !unable {
-                        self.fail_leg(leg, Why::Failed, &format!("flush: {error}"));
+                        self.fail_leg(leg, why_of(&error), &format!("flush: {error}"));
                     }
-                    self.changed
-                        .until(|| leg.state() != LegState::Leaving)
-                        .await;
-                    return leg.is_required().then_some(Err(error));
+                    if !self.may_ask_again(leg, turn, &error).await {
+                        return leg.is_required().then_some(Err(error));
+                    }
                 }
             }
         }
@@ -221,21 +220,35 @@ impl Array {
     }
 
     async fn fence_leg(&self, leg: &Leg) -> Option<Result<(), IoError>> {
-        let device = leg.device().filter(|_| leg.is_required())?;
-        let answer = device.submit(Op::Fence, IoCtx::metadata());
-        match self
-            .patiently(leg, answer, self.options.fence_patience)
-            .await?
-        {
-            Ok(_) => Some(Ok(())),
-            Err(error) => {
-                self.fail_leg(leg, Why::Failed, &format!("no fence: {error}"));
-                self.changed
-                    .until(|| leg.state() != LegState::Leaving)
-                    .await;
-                leg.is_required().then_some(Err(error))
+        loop {
+            let device = leg.device().filter(|_| leg.is_required())?;
+            let turn = leg.alone_turn.get();
+            let answer = device.submit(Op::Fence, IoCtx::metadata());
+            let patience = self.options.fence_patience;
+            match self.patiently(leg, answer, patience).await? {
+                Ok(_) => return Some(Ok(())),
+                Err(IoError {
+                    kind: Kind::Again { after },
+                    ..
+                }) => {
+                    self.rt.sleep(after).await;
+                }
+                Err(error) => {
+                    self.fail_leg(leg, why_of(&error), &format!("no fence: {error}"));
+                    if !self.may_ask_again(leg, turn, &error).await {
+                        return leg.is_required().then_some(Err(error));
+                    }
+                }
             }
         }
+    }
+}
+
+/// A flush or a fence that fails is no reason to give a leg up for good, whatever it says.
+pub(super) fn why_of(error: &IoError) -> Why {
+    match error.kind {
+        Kind::Path(_) => Why::Unreachable,
+        _ => Why::Failed,
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Why {
     Late,
     /// It failed; it comes back by itself when it can.
     Failed,
+    /// All its paths are down: until it is on record as out it may be called back.
+    Unreachable,
     /// It refused, or could not store, a write: it stays out until told.
     Broken,
     /// It lost its cache and there is no window to restore it from.
@@ -89,6 +91,11 @@ pub(crate) struct Leg {
     pub(crate) out_since: Cell<Instant>,
     /// It is being rebuilt, and all writes wait for it.
     pub(crate) awaited: Cell<bool>,
+    /// Told to be the only one in sync, so that its paths queue; and how often that began.
+    pub(crate) is_alone: Cell<bool>,
+    pub(crate) alone_turn: Cell<u64>,
+    /// Its last answer was that its paths are down, though it was told to be the only one.
+    pub(crate) has_given_up: Cell<bool>,
     /// Flushes and fences that it owes.
     pub(crate) waits: Cell<u32>,
     /// Losses of its cache so far.
@@ -127,6 +134,9 @@ impl Leg {
             restoring: Cell::new(false),
             out_since: Cell::new(Instant(0)),
             awaited: Cell::new(false),
+            is_alone: Cell::new(false),
+            alone_turn: Cell::new(0),
+            has_given_up: Cell::new(false),
             waits: Cell::new(0),
             losses: Cell::new(0),
             reads_in_flight: Cell::new(0),

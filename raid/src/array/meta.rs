@@ -212,30 +212,27 @@ impl Array {
         if !on_record || leg.device().is_none() {
             return Ok(());
         }
-        let Some(sb) = self.superblock_of(leg) else {
-            return Ok(());
-        };
-        let data = self.pool.copy_now(&sb.encode()[..]);
-        let at = Sector(SUPER_SECTOR);
-        let written = self
-            .write_direct(leg.index, at, data, Durability::Fua)
-            .await;
-        match written {
-            Ok(_) => {
+        loop {
+            let Some(sb) = self.superblock_of(leg) else {
+                return Ok(());
+            };
+            let data = self.pool.copy_now(&sb.encode()[..]);
+            let (at, turn) = (Sector(SUPER_SECTOR), leg.alone_turn.get());
+            let written = self
+                .write_direct(leg.index, at, data, Durability::Fua)
+                .await;
+            let Err(error) = written else {
                 *leg.superblock.borrow_mut() = Some(sb);
-                Ok(())
+                return Ok(());
+            };
+            // The failure takes the leg out, unless it is the last or is called back.
+            if self.may_ask_again(leg, turn, &error).await {
+                continue;
             }
-            Err(error) => {
-                // The failure takes the leg out, unless it is the last.
-                self.changed
-                    .until(|| leg.state() != LegState::Leaving)
-                    .await;
-                if leg.state() == LegState::InSync {
-                    Err(error)
-                } else {
-                    Ok(())
-                }
+            if leg.state() == LegState::InSync {
+                return Err(error);
             }
+            return Ok(());
         }
     }
 

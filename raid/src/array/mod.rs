@@ -17,6 +17,7 @@
 //! The data path has no task: answers come by [`Joiner`], one timer looks at the oldest requests.
 //! Everything rare (changes of state, copies, flush rounds) is a task on the same thread.
 
+mod again;
 mod change;
 mod claims;
 mod clock;

@@ -8,13 +8,15 @@ use blockdev::{
     completion, Completion, Done, Hedge, Instant, IoCtx, IoError, IoResult, Kind, LegIndex, Op,
     Promise, Refusal, Sector, Seq, SECTOR_BYTES,
 };
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 enum Attempt {
     None,
-    /// Since when, and how often the leg had lost its cache by then.
-    Pending(Instant, u64),
-    Failed(IoError),
+    /// Since when; how often the leg had lost its cache by then, and in which turn of it.
+    Pending(Instant, u64, u64),
+    /// Sent in this turn of the leg ([`Leg::alone_turn`]).
+    Failed(IoError, u64),
 }
 
 pub(super) struct ReadOp {
@@ -118,7 +120,8 @@ impl Array {
             let Some(read) = tables.reads.get_mut(&id) else {
                 return;
             };
-            read.attempts[usize::from(leg.index.0)] = Attempt::Pending(now, leg.losses.get());
+            read.attempts[usize::from(leg.index.0)] =
+                Attempt::Pending(now, leg.losses.get(), leg.alone_turn.get());
             leg.next_read.set(read.at.0 + u64::from(read.sectors));
             let at = Sector(leg.places().data.0 + read.at.0);
             let sectors = read.sectors;
@@ -137,6 +140,9 @@ impl Array {
         let leg = self.leg(index);
         leg.reads_in_flight
             .set(leg.reads_in_flight.get().saturating_sub(1));
+        if result.is_ok() {
+            self.note_answer(leg, leg.alone_turn.get(), None);
+        }
         match result {
             Ok(_) if self.lost_meanwhile(id, leg) => self.read_again(id),
             Ok(done) => self.read_done(id, leg, done),
@@ -151,7 +157,7 @@ impl Array {
             return false;
         };
         let attempt = &mut read.attempts[usize::from(leg.index.0)];
-        let lost = matches!(attempt, Attempt::Pending(_, losses) if *losses != leg.losses.get());
+        let lost = matches!(attempt, Attempt::Pending(_, losses, _) if *losses != leg.losses.get());
         if lost {
             *attempt = Attempt::None;
         }
@@ -167,7 +173,7 @@ impl Array {
             let other = self.peer(leg.index);
             let bad = &read.attempts[usize::from(other.index.0)];
             let is_medium =
-                matches!(bad, Attempt::Failed(e) if matches!(e.kind, Kind::Medium { .. }));
+                matches!(bad, Attempt::Failed(e, _) if matches!(e.kind, Kind::Medium { .. }));
             if is_medium && other.state() == LegState::InSync {
                 let ctx = IoCtx::background();
                 // Its outcome is the leg's business: a failure takes it out.
@@ -187,15 +193,33 @@ impl Array {
 
     fn read_failed(&self, id: u64, leg: &Leg, error: IoError) {
         leg.count(|c| c.read_errors += 1);
-        if matches!(error.kind, Kind::Path(_) | Kind::Closed) {
-            self.fail_leg(leg, Why::Failed, &error.to_string());
+        match error.kind {
+            Kind::Path(_) | Kind::Closed => {
+                self.fail_leg(leg, Why::of(&error.kind), &error.to_string());
+            }
+            Kind::Again { after } => return self.read_later(id, leg, after),
+            _ => {}
         }
-        let next = {
+        let kind = error.kind.clone();
+        let turn = {
             let mut tables = self.tables.borrow_mut();
             let Some(read) = tables.reads.get_mut(&id) else {
                 return;
             };
-            read.attempts[usize::from(leg.index.0)] = Attempt::Failed(error);
+            let attempt = &mut read.attempts[usize::from(leg.index.0)];
+            let turn = match attempt {
+                Attempt::Pending(.., turn) => *turn,
+                _ => leg.alone_turn.get(),
+            };
+            *attempt = Attempt::Failed(error, turn);
+            turn
+        };
+        self.note_answer(leg, turn, Some(&kind));
+        let next = {
+            let tables = self.tables.borrow();
+            let Some(read) = tables.reads.get(&id) else {
+                return;
+            };
             if read
                 .attempts
                 .iter()
@@ -212,8 +236,35 @@ impl Array {
         }
     }
 
+    /// The legs that need not be asked, or not again.
     fn tried(&self, read: &ReadOp) -> u8 {
-        self.mask(|leg| !matches!(read.attempts[usize::from(leg.index.0)], Attempt::None))
+        self.mask(|leg| match &read.attempts[usize::from(leg.index.0)] {
+            Attempt::None => false,
+            Attempt::Pending(..) => true,
+            Attempt::Failed(error, turn) => !self.asks_again(leg, *turn, error),
+        })
+    }
+
+    /// The leg was too busy for a read: the other one is asked, or this one again.
+    fn read_later(&self, id: u64, leg: &Leg, after: Duration) {
+        let (me, rt, index) = (self.me.clone(), self.rt.clone(), leg.index);
+        self.rt.spawn(async move {
+            rt.sleep(after).await;
+            let Some(array) = me.upgrade() else { return };
+            let is_due = match array.tables.borrow_mut().reads.get_mut(&id) {
+                Some(read) => {
+                    read.attempts[usize::from(index.0)] = Attempt::None;
+                    !read
+                        .attempts
+                        .iter()
+                        .any(|a| matches!(a, Attempt::Pending(..)))
+                }
+                None => false, // the other one was faster
+            };
+            if is_due {
+                array.read_again(id);
+            }
+        });
     }
 
     /// No leg has it: the most telling error goes up.
@@ -223,7 +274,7 @@ impl Array {
         };
         let errors = || {
             read.attempts.iter().filter_map(|a| match a {
-                Attempt::Failed(error) => Some(error.clone()),
+                Attempt::Failed(error, _) => Some(error.clone()),
                 _ => None,
             })
         };
@@ -251,7 +302,7 @@ impl Array {
         for (&id, read) in &self.tables.borrow().reads {
             let alone = read.only.is_some() || read.ctx.hedge == Hedge::No;
             for attempt in &read.attempts {
-                let Attempt::Pending(since, _) = attempt else {
+                let Attempt::Pending(since, ..) = attempt else {
                     continue;
                 };
                 let due = *since + self.options.hedge_after;
@@ -292,10 +343,10 @@ impl Array {
         }
     }
 
-    pub(super) fn excuse_reads(&self, by: std::time::Duration) {
+    pub(super) fn excuse_reads(&self, by: Duration) {
         for read in self.tables.borrow_mut().reads.values_mut() {
             for attempt in &mut read.attempts {
-                if let Attempt::Pending(since, _) = attempt {
+                if let Attempt::Pending(since, ..) = attempt {
                     *since = *since + by;
                 }
             }

@@ -70,7 +70,7 @@ impl Array {
             }
             let Err(error) = result else { break };
             let text = format!("its lost cache is not written again: {error}");
-            self.fail_leg(leg, Why::Failed, &text);
+            self.fail_leg(leg, super::flush::why_of(&error), &text);
             if leg.state() == LegState::InSync {
                 // The last leg stays, and nothing is acknowledged before it is whole.
                 tracing::error!(volume = %self.options.volume, leg = leg.name(), text);

@@ -184,7 +184,7 @@ impl Array {
             LegState::Leaving | LegState::Out => match leg.why.get() {
                 Why::Late | Why::CacheLost => "late",
                 Why::Missing => "missing",
-                Why::Failed | Why::Broken | Why::Operator => "faulty",
+                Why::Failed | Why::Unreachable | Why::Broken | Why::Operator => "faulty",
             },
         };
         LegSnapshot {

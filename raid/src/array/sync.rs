@@ -505,6 +505,14 @@ impl Array {
             };
             let read = device.submit(op, Array::read_ctx()).await;
             self.drain_events(leg.index);
+            if let Err(IoError {
+                kind: Kind::Again { after },
+                ..
+            }) = read
+            {
+                self.rt.sleep(after).await;
+                continue;
+            }
             if leg.losses.get() == losses || !leg.is_required() {
                 return read.map(Done::into_data);
             }

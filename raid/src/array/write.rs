@@ -5,10 +5,11 @@ use super::{token, Array, Leg, LegState, Why};
 use crate::window::Content;
 use blockdev::{
     completion, mutation, Completion, Done, Durability, Instant, IoCtx, IoError, IoResult, IoVec,
-    Kind, LegIndex, Op, Promise, Refusal, Sector, Seq,
+    Kind, LegIndex, Op, PathCause, Promise, Refusal, Sector, Seq,
 };
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
+use std::time::Duration;
 
 /// What is written.
 #[derive(Clone, Debug)]
@@ -73,11 +74,19 @@ enum Outcome {
     None,
     /// Not sent because it is leaving; sent if the decision is reversed.
     Missed,
-    Pending(Instant),
+    Pending(Sent),
     Ok,
-    Failed(IoError),
+    /// Sent in this turn of the leg ([`Leg::alone_turn`]).
+    Failed(IoError, u64),
     /// The leg went out before it answered.
     Dropped,
+}
+
+/// When a write was sent, and in which turn of the leg.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    at: Instant,
+    turn: u64,
 }
 
 /// Who must answer.
@@ -116,8 +125,19 @@ impl WriteOp {
         self.promise.is_none()
     }
 
+    fn is_owed_by(&self, leg: LegIndex) -> bool {
+        matches!(self.outcomes[usize::from(leg.0)], Outcome::Pending(_))
+    }
+
     fn outcome(&mut self, leg: LegIndex) -> &mut Outcome {
         &mut self.outcomes[usize::from(leg.0)]
+    }
+
+    /// What is sent to a leg: the operation, its bytes in the window, and for whom.
+    fn parts(&self, leg: LegIndex) -> (Op, u64, IoCtx) {
+        let at = self.places[usize::from(leg.0)];
+        let op = self.body.op(at, self.sectors);
+        (op, self.body.window_bytes(), self.ctx)
     }
 
     fn overlaps(&self, range: &Range<Sector>) -> bool {
@@ -398,7 +418,7 @@ impl Array {
         let now = self.rt.now();
         for leg in &self.legs {
             if targets & leg.bit() != 0 {
-                *op.outcome(leg.index) = Outcome::Pending(now);
+                *op.outcome(leg.index) = self.sent_now(leg);
             } else if op.rule == Rule::Mirrored && leg.state() == LegState::Leaving {
                 *op.outcome(leg.index) = Outcome::Missed;
             }
@@ -421,6 +441,13 @@ impl Array {
         }
     }
 
+    fn sent_now(&self, leg: &Leg) -> Outcome {
+        Outcome::Pending(Sent {
+            at: self.rt.now(),
+            turn: leg.alone_turn.get(),
+        })
+    }
+
     fn submit_to(&self, leg: &Leg, id: u64, op: Op, bytes: u64, ctx: IoCtx) {
         leg.reserved_bytes.set(leg.reserved_bytes.get() + bytes);
         let completion = match leg.device() {
@@ -432,18 +459,18 @@ impl Array {
 
     pub(super) fn write_answered(&self, id: u64, index: LegIndex, result: IoResult) {
         let leg = self.leg(index);
-        let failed = {
+        let (failed, turn) = {
             let mut tables = self.tables.borrow_mut();
             let Some(op) = tables.writes.get_mut(&id) else {
                 return;
             };
-            if !matches!(op.outcome(index), Outcome::Pending(_)) {
+            let Outcome::Pending(sent) = *op.outcome(index) else {
                 return; // the leg went out meanwhile: its answer says nothing any more
-            }
+            };
             let bytes = op.body.window_bytes();
             leg.reserved_bytes
                 .set(leg.reserved_bytes.get().saturating_sub(bytes));
-            match result {
+            let failed = match result {
                 Ok(_) => {
                     *op.outcome(index) = Outcome::Ok;
                     let op = &*op;
@@ -453,22 +480,23 @@ impl Array {
                 }
                 Err(error) => {
                     let kind = error.kind.clone();
-                    *op.outcome(index) = Outcome::Failed(error);
+                    if !matches!(kind, Kind::Again { .. }) {
+                        *op.outcome(index) = Outcome::Failed(error, sent.turn);
+                    }
                     Some(kind)
                 }
-            }
+            };
+            (failed, sent.turn)
         };
+        self.note_answer(leg, turn, failed.as_ref());
         match failed {
             None => {}
+            Some(Kind::Again { after }) => return self.write_later(id, index, after),
             // Both legs full is no reason to lose one. A leg that is rebuilt must not miss it.
             Some(Kind::NoSpace) if leg.is_required() => {}
             Some(kind) => {
-                let why = match kind {
-                    Kind::Medium { .. } | Kind::Refused(_) => Why::Broken,
-                    Kind::Late => Why::Late,
-                    _ => Why::Failed,
-                };
-                self.fail_leg(leg, why, &kind.to_string());
+                self.fail_leg(leg, Why::of(&kind), &kind.to_string());
+                self.write_again(id, leg);
             }
         }
         self.settle(id);
@@ -476,6 +504,50 @@ impl Array {
             // Somebody may wait for this very answer, though the write itself is not over.
             self.changed.notify();
         }
+    }
+
+    /// Sends a write once more that the leg failed before it was told to be the only one.
+    fn write_again(&self, id: u64, leg: &Leg) {
+        let is_due = match self.tables.borrow_mut().writes.get_mut(&id) {
+            Some(op) => match op.outcome(leg.index) {
+                Outcome::Failed(error, turn) => self.asks_again(leg, *turn, error),
+                _ => false,
+            },
+            None => false,
+        };
+        if is_due {
+            self.send_again(leg, vec![id]);
+        }
+    }
+
+    /// The leg was too busy for a write: it gets it again, and owes it since the first time.
+    fn write_later(&self, id: u64, index: LegIndex, after: Duration) {
+        let (me, rt) = (self.me.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            rt.sleep(after).await;
+            let Some(array) = me.upgrade() else { return };
+            let leg = array.leg(index);
+            let parts = match array.tables.borrow_mut().writes.get_mut(&id) {
+                Some(op) if op.is_owed_by(index) => op.parts(index),
+                _ => return, // the leg went out meanwhile
+            };
+            array.submit_to(leg, id, parts.0, parts.1, parts.2);
+        });
+    }
+
+    /// Sends these writes to the leg, which may have failed them.
+    fn send_again(&self, leg: &Leg, ids: Vec<u64>) {
+        for id in ids {
+            let parts = match self.tables.borrow_mut().writes.get_mut(&id) {
+                Some(op) => {
+                    *op.outcome(leg.index) = self.sent_now(leg);
+                    op.parts(leg.index)
+                }
+                None => continue,
+            };
+            self.submit_to(leg, id, parts.0, parts.1, parts.2);
+        }
+        self.arm_tick(self.rt.now() + self.options.late_after);
     }
 
     /// Puts an answered write into the leg's window (R11).
@@ -558,12 +630,12 @@ impl Array {
                 Outcome::Ok => good |= counts,
                 Outcome::Missed => waits |= counts && leg.why.get().is_soft(),
                 Outcome::Pending(_) => waits |= counts,
-                Outcome::Failed(e) if counts => {
+                Outcome::Failed(e, _) if counts => {
                     failed += 1;
                     space += u32::from(e.kind == Kind::NoSpace);
                     error = Some(e.clone());
                 }
-                Outcome::Failed(e) => error = error.or(Some(e.clone())),
+                Outcome::Failed(e, _) => error = error.or(Some(e.clone())),
             }
         }
         let mirrored = op.rule == Rule::Mirrored;
@@ -579,19 +651,33 @@ impl Array {
                 && (!matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
                     || leg.why.get() == Why::CacheLost)
         });
+        // Nobody is there to have the record, so the leg without this write may yet stay.
+        let undecided = mirrored
+            && self.legs.iter().any(|leg| {
+                leg.state() == LegState::Leaving
+                    && !leg.why.get().is_soft()
+                    && !matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
+                    && self.peer(leg.index).has_given_up.get()
+            });
         let fatal = mirrored
             && self.legs.iter().any(|leg| {
                 let outcome = &op.outcomes[usize::from(leg.index.0)];
-                let failed = matches!(outcome, Outcome::Failed(_));
-                let alone = self.peer(leg.index).state() != LegState::Leaving && self.is_last(leg);
+                let failed = matches!(outcome, Outcome::Failed(..));
+                let peer = self.peer(leg.index);
+                let may_yet_stay = peer.state() == LegState::Leaving && peer.why.get().is_soft();
+                let alone = !may_yet_stay && self.is_last(leg);
                 failed && leg.state() == LegState::InSync && alone
             });
-        match (good && !fatal, failed) {
+        match (good && !fatal && !undecided, failed) {
             // A required leg failed and the other has it: not before the record.
             (true, 0) if !hard => Some(Ok(op.body.done())),
             (true, _) => None,
             (false, n) if n > 0 && space == n && mirrored => {
                 Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::NoSpace))))
+            }
+            (false, _) if undecided => {
+                let all_down = Kind::Path(PathCause::AllDown);
+                Some(Err(error.unwrap_or_else(|| IoError::unknown(all_down))))
             }
             (false, _) => Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::Closed)))),
         }
@@ -601,7 +687,7 @@ impl Array {
     fn lacks_space_alone(&self, op: &WriteOp) -> Option<LegIndex> {
         let space = |leg: &&Leg| {
             let outcome = &op.outcomes[usize::from(leg.index.0)];
-            matches!(outcome, Outcome::Failed(e) if e.kind == Kind::NoSpace)
+            matches!(outcome, Outcome::Failed(e, _) if e.kind == Kind::NoSpace)
         };
         let others_ok = |leg: &Leg| {
             let other = self.peer(leg.index);
@@ -630,26 +716,19 @@ impl Array {
         leg.reserved_bytes.set(0);
     }
 
-    /// The decision to leave was reversed: the leg gets what it missed.
+    /// The decision to leave was reversed: the leg gets what it missed, and what its paths failed.
     pub(super) fn send_missed(&self, leg: &Leg) {
-        let now = self.rt.now();
-        let mut missed = Vec::new();
-        for (&id, op) in &mut self.tables.borrow_mut().writes {
-            if matches!(op.outcome(leg.index), Outcome::Missed) {
-                *op.outcome(leg.index) = Outcome::Pending(now);
-                let at = op.places[usize::from(leg.index.0)];
-                missed.push((
-                    id,
-                    op.body.op(at, op.sectors),
-                    op.body.window_bytes(),
-                    op.ctx,
-                ));
-            }
-        }
-        for (id, op, bytes, ctx) in missed {
-            self.submit_to(leg, id, op, bytes, ctx);
-        }
-        self.arm_tick(now + self.options.late_after);
+        let lacks = |op: &WriteOp| match &op.outcomes[usize::from(leg.index.0)] {
+            Outcome::Missed => true,
+            Outcome::Failed(error, turn) => self.asks_again(leg, *turn, error),
+            _ => false,
+        };
+        let missed = {
+            let tables = self.tables.borrow();
+            let lacking = tables.writes.iter().filter(|(_, op)| lacks(op));
+            lacking.map(|(&id, _)| id).collect()
+        };
+        self.send_again(leg, missed);
     }
 
     /// When the oldest write that `leg` owes was sent.
@@ -659,18 +738,18 @@ impl Array {
             .writes
             .values()
             .filter_map(|op| match op.outcomes[usize::from(leg.index.0)] {
-                Outcome::Pending(since) => Some(since),
+                Outcome::Pending(sent) => Some(sent.at),
                 _ => None,
             })
             .min()
     }
 
     /// Our own event loop stood still for `by`: nobody is blamed for it.
-    pub(super) fn excuse_writes(&self, by: std::time::Duration) {
+    pub(super) fn excuse_writes(&self, by: Duration) {
         for op in self.tables.borrow_mut().writes.values_mut() {
             for outcome in &mut op.outcomes {
-                if let Outcome::Pending(since) = outcome {
-                    *since = *since + by;
+                if let Outcome::Pending(sent) = outcome {
+                    sent.at = sent.at + by;
                 }
             }
         }

@@ -106,6 +106,20 @@ impl Bench {
         array
     }
 
+    /// Running, and telling its legs which is the only one.
+    pub(crate) fn running_with_roles(&self) -> Rc<Array> {
+        let legs = self.legs.clone();
+        let mut options = Options::new("vol1");
+        options.on_alone = Some(Rc::new(move |leg: blockdev::LegIndex, alone| {
+            legs[usize::from(leg.0)].set_alone(alone);
+        }));
+        let array = self
+            .open_with([true, true], options, false)
+            .expect("assembled");
+        array.recovered();
+        array
+    }
+
     pub(crate) fn write(&self, array: &Rc<Array>, at: u64, fill: u8) -> Result<(), Kind> {
         let op = self.write_op(at, fill);
         let done = array.submit(op, IoCtx::foreground());

@@ -7,8 +7,8 @@ pub(crate) mod bench;
 
 use blockdev::rt::Rt;
 use blockdev::{
-    completion, BlockDevice, Completion, Done, Durability, Event, Geometry, IoCtx, IoError, IoVec,
-    Kind, LocalFuture, Op, PathCause, Pool, Promise, Refusal, Sector, Seq,
+    completion, BlockDevice, Completion, Done, Durability, Event, Geometry, Instant, IoCtx,
+    IoError, IoVec, Kind, LocalFuture, Op, PathCause, Pool, Promise, Refusal, Sector, Seq,
 };
 use raid::witness::{Witness, WitnessError, WitnessRecord};
 use raid::Uuid;
@@ -49,6 +49,9 @@ impl Rng {
     }
 }
 
+/// How long requests to a leg that is the only one wait for its paths (`no_path_retry`).
+const QUEUED_FOR: Duration = Duration::from_secs(60);
+
 type Sectors = BTreeMap<u64, [u8; 512]>;
 
 /// A leg that can lose power, hang, be gone, and deliver late what it was sent before.
@@ -67,6 +70,12 @@ pub(crate) struct SimLeg {
     next: Cell<u64>,
     pub(crate) hung: Cell<bool>,
     pub(crate) down: Cell<bool>,
+    /// Told to be the only one: what it is asked while it is down waits for it to come back.
+    alone: Cell<bool>,
+    waiting: RefCell<Vec<(Op, Promise)>>,
+    queues_until: Cell<Instant>,
+    /// The next request is answered that the leg is busy for so long.
+    pub(crate) busy_for: Cell<Option<Duration>>,
     pub(crate) latency_us: Cell<u64>,
     pub(crate) bad: RefCell<Vec<u64>>,
     pub(crate) full: Cell<bool>,
@@ -99,6 +108,10 @@ impl SimLeg {
             next: Cell::new(0),
             hung: Cell::new(false),
             down: Cell::new(false),
+            alone: Cell::new(false),
+            waiting: RefCell::default(),
+            queues_until: Cell::new(Instant(0)),
+            busy_for: Cell::new(None),
             latency_us: Cell::new(1000),
             bad: RefCell::default(),
             full: Cell::new(false),
@@ -176,6 +189,7 @@ impl SimLeg {
     /// The node died: what was under way arrives or does not.
     pub(crate) fn node_died(&self) {
         self.end_queue(|leg| leg.rng.chance(50));
+        self.waiting.borrow_mut().clear();
         self.events.borrow_mut().clear();
         *self.waker.borrow_mut() = None;
     }
@@ -193,7 +207,56 @@ impl SimLeg {
 
     pub(crate) fn go_down(&self) {
         self.down.set(true);
+        let until = self.rt.now() + QUEUED_FOR;
+        self.queues_until.set(until);
+        if self.alone.get() {
+            let queue = std::mem::take(&mut *self.queue.borrow_mut());
+            self.stalled.borrow_mut().clear();
+            self.waiting.borrow_mut().extend(queue.into_values());
+        }
         self.end_queue(|leg| leg.rng.chance(50));
+        let (me, rt) = (self.me.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            rt.sleep_until(until).await;
+            if let Some(leg) = me.upgrade() {
+                if leg.down.get() && leg.queues_until.get() == until {
+                    leg.end_waiting();
+                }
+            }
+        });
+    }
+
+    /// Its paths are there again.
+    pub(crate) fn come_back(&self) {
+        self.down.set(false);
+        for (op, promise) in std::mem::take(&mut *self.waiting.borrow_mut()) {
+            self.begin(op, promise);
+        }
+    }
+
+    /// The role as the array tells it.
+    pub(crate) fn set_alone(&self, alone: bool) {
+        self.alone.set(alone);
+        let me = self.me.clone();
+        self.rt.spawn(async move {
+            if let Some(leg) = me.upgrade().filter(|leg| !leg.alone.get()) {
+                leg.end_waiting();
+            }
+        });
+    }
+
+    fn end_waiting(&self) {
+        for (_, promise) in std::mem::take(&mut *self.waiting.borrow_mut()) {
+            promise.complete(Err(IoError::not_applied(Kind::Path(PathCause::AllDown))));
+        }
+    }
+
+    fn begin(&self, op: Op, promise: Promise) {
+        let id = self.next.get() + 1;
+        self.next.set(id);
+        self.queue.borrow_mut().insert(id, (op, promise));
+        let latency = self.latency_us.get() / 2 + self.rng.below(self.latency_us.get());
+        self.finish_after(id, Duration::from_micros(latency));
     }
 
     /// What `stuck` names is not answered from now on, until another one is set.
@@ -345,6 +408,15 @@ impl BlockDevice for SimLeg {
             }
             self.log.borrow_mut().push(format!("sent {}", at.0));
         }
+        if let Some(after) = self.busy_for.get().filter(|_| !matches!(op, Op::Fence)) {
+            self.busy_for.set(None);
+            return Completion::refused(Kind::Again { after });
+        }
+        if self.down.get() && self.alone.get() && self.rt.now() < self.queues_until.get() {
+            let (promise, completion) = completion::pair();
+            self.waiting.borrow_mut().push((op, promise));
+            return completion;
+        }
         if self.down.get() {
             return Completion::refused(Kind::Path(PathCause::AllDown));
         }
@@ -352,11 +424,7 @@ impl BlockDevice for SimLeg {
             return Completion::refused(Kind::Refused(Refusal::NoFence("hung".into())));
         }
         let (promise, completion) = completion::pair();
-        let id = self.next.get() + 1;
-        self.next.set(id);
-        self.queue.borrow_mut().insert(id, (op, promise));
-        let latency = self.latency_us.get() / 2 + self.rng.below(self.latency_us.get());
-        self.finish_after(id, Duration::from_micros(latency));
+        self.begin(op, promise);
         completion
     }
 

@@ -198,3 +198,22 @@ fn a_busy_leg_is_asked_again_and_stays() {
     assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
     assert_eq!([bench.on_leg(0, 8), bench.on_leg(1, 8)], [2, 2]);
 }
+
+#[test]
+fn a_read_that_one_leg_failed_waits_for_the_other_to_be_restored() {
+    let bench = Bench::new(5);
+    let array = bench.running_with_roles();
+    bench.write(&array, 8, 3).expect("written");
+    bench.legs[1].latency_us.set(50_000);
+    bench.legs[1].power_cycle(true);
+    bench.run(1);
+    let (at, sectors) = (Sector(8), 8);
+    let read = array.submit(Op::Read { at, sectors }, IoCtx::foreground());
+    let read = bench.world.spawn_handle(read);
+    bench.legs[0].go_down();
+    bench.run(20);
+    assert!(read.try_take().is_none(), "before the leg is whole");
+    bench.run(2000);
+    let answer = read.try_take().expect("answered").expect("read");
+    assert_eq!(answer.into_data().to_vec()[0], 3);
+}

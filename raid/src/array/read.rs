@@ -10,6 +10,9 @@ use blockdev::{
 };
 use std::time::Duration;
 
+/// How soon to look again for a leg that is being restored.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 #[derive(Clone, Debug)]
 enum Attempt {
     None,
@@ -27,6 +30,14 @@ pub(super) struct ReadOp {
     attempts: [Attempt; 3],
     seq: Seq,
     promise: Option<Promise>,
+}
+
+impl ReadOp {
+    /// Whether some leg owes it an answer.
+    fn is_asking(&self) -> bool {
+        let mut attempts = self.attempts.iter();
+        attempts.any(|attempt| matches!(attempt, Attempt::Pending(..)))
+    }
 }
 
 impl Array {
@@ -57,18 +68,20 @@ impl Array {
             tables.reads.insert(id, op);
             id
         };
-        self.read_again(id);
+        self.read_on(id);
         completion
     }
 
-    /// Sends a read to the best leg; while the only one is being restored it waits.
-    fn read_again(&self, id: u64) {
-        let (at, only) = match self.tables.borrow().reads.get(&id) {
-            Some(read) => (read.at, read.only),
-            None => return,
+    /// Asks the best leg that a read has not tried, unless one is being asked. If that leg is being
+    /// restored, the read waits; if there is none, it fails.
+    fn read_on(&self, id: u64) {
+        let (at, tried, only) = match self.tables.borrow().reads.get(&id) {
+            Some(read) if !read.is_asking() => (read.at, self.tried(read), read.only),
+            _ => return,
         };
-        let usable = |leg: &&Leg| only.is_none_or(|only| only == leg.index);
-        match self.choose(at, 0, only) {
+        let usable =
+            |leg: &&Leg| tried & leg.bit() == 0 && only.is_none_or(|only| only == leg.index);
+        match self.choose(at, tried, only) {
             Some(leg) => self.read_from(id, leg),
             None if self.legs.iter().filter(usable).any(Leg::is_being_restored) => {}
             None => self.give_up(id),
@@ -77,13 +90,12 @@ impl Array {
 
     /// Sends what waited for a leg to be restored.
     pub(super) fn pump_reads(&self) {
-        let waits = |read: &ReadOp| read.attempts.iter().all(|a| matches!(a, Attempt::None));
         let waiting: Vec<u64> = {
             let tables = self.tables.borrow();
-            let reads = tables.reads.iter().filter(|(_, read)| waits(read));
+            let reads = tables.reads.iter().filter(|(_, read)| !read.is_asking());
             reads.map(|(&id, _)| id).collect()
         };
-        waiting.into_iter().for_each(|id| self.read_again(id));
+        waiting.into_iter().for_each(|id| self.read_on(id));
     }
 
     /// Before a write that is under way now, if one overlaps: its bytes may or may not be read.
@@ -144,7 +156,7 @@ impl Array {
             self.note_answer(leg, leg.alone_turn.get(), None);
         }
         match result {
-            Ok(_) if self.lost_meanwhile(id, leg) => self.read_again(id),
+            Ok(_) if self.lost_meanwhile(id, leg) => self.read_on(id),
             Ok(done) => self.read_done(id, leg, done),
             Err(error) => self.read_failed(id, leg, error),
         }
@@ -215,25 +227,7 @@ impl Array {
             turn
         };
         self.note_answer(leg, turn, Some(&kind));
-        let next = {
-            let tables = self.tables.borrow();
-            let Some(read) = tables.reads.get(&id) else {
-                return;
-            };
-            if read
-                .attempts
-                .iter()
-                .any(|a| matches!(a, Attempt::Pending(..)))
-            {
-                return;
-            }
-            let tried = self.tried(read);
-            (read.at, tried, read.only)
-        };
-        match self.choose(next.0, next.1, next.2) {
-            Some(other) => self.read_from(id, other),
-            None => self.give_up(id),
-        }
+        self.read_on(id);
     }
 
     /// The legs that need not be asked, or not again.
@@ -251,19 +245,10 @@ impl Array {
         self.rt.spawn(async move {
             rt.sleep(after).await;
             let Some(array) = me.upgrade() else { return };
-            let is_due = match array.tables.borrow_mut().reads.get_mut(&id) {
-                Some(read) => {
-                    read.attempts[usize::from(index.0)] = Attempt::None;
-                    !read
-                        .attempts
-                        .iter()
-                        .any(|a| matches!(a, Attempt::Pending(..)))
-                }
-                None => false, // the other one was faster
-            };
-            if is_due {
-                array.read_again(id);
+            if let Some(read) = array.tables.borrow_mut().reads.get_mut(&id) {
+                read.attempts[usize::from(index.0)] = Attempt::None;
             }
+            array.read_on(id);
         });
     }
 
@@ -314,8 +299,12 @@ impl Array {
             }
         }
         for (id, at, tried) in silent {
-            if let Some(other) = self.choose(at, tried, None) {
-                self.read_from(id, other);
+            match self.choose(at, tried, None) {
+                Some(other) => self.read_from(id, other),
+                None if self.legs.iter().any(Leg::is_being_restored) => {
+                    next = next.min(now + LOOK_AGAIN);
+                }
+                None => {}
             }
         }
         next

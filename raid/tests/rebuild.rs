@@ -301,3 +301,32 @@ fn an_interrupted_fill_is_a_leg_to_be_filled_after_a_restart() {
     assert_eq!(bench.on_leg(1, 8), 5);
     assert!(bench.world.now().since(blockdev::Instant(0)) < Duration::from_secs(120));
 }
+
+/// The leg being rebuilt has what the last one in sync failed to write, where it was copied before.
+#[test]
+fn a_write_that_failed_during_a_rebuild_leaves_the_legs_equal() {
+    let bench = Bench::new(7);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 2).expect("written by one");
+    bench.legs[0].latency_us.set(20_000);
+    bench.legs[1].come_back();
+    while bench.on_leg(1, 8) != 2 {
+        bench.run(1);
+    }
+    assert_eq!(bench.states(&array), ["in-sync", "rebuilding"]);
+    bench.legs[0].stick(|op| matches!(op, Op::Write { .. }));
+    let write = array.submit(bench.write_op(8, 3), IoCtx::foreground());
+    let write = bench.world.spawn_handle(write);
+    while bench.on_leg(1, 8) != 3 {
+        bench.run(1);
+    }
+    bench.legs[0].power_cycle(true);
+    bench.legs[0].stick(|_| false);
+    bench.run(1);
+    assert!(write.try_take().expect("answered").is_err());
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(0, 8), bench.on_leg(1, 8));
+}

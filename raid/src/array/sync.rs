@@ -576,7 +576,10 @@ impl Array {
             .slots()
             .iter()
             .all(|leg| leg.state() == LegState::InSync);
-        if self.raid_disks.get() < 2 || self.recorded_out.get() != 0 {
+        // A leg that is being filled may have been sent what the other has failed since.
+        let is_there = |leg: &&Leg| !matches!(leg.state(), LegState::Absent | LegState::Out);
+        let is_lone = self.legs.iter().filter(is_there).count() < 2;
+        if is_lone && (self.raid_disks.get() < 2 || self.recorded_out.get() != 0) {
             // One leg alone differs from nobody; the other will be copied under bits that stay.
             self.intent.borrow_mut().trust_all();
         }

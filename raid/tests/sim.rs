@@ -6,15 +6,16 @@
 //! `recovered`. `SIM_SEED` replays one seed, `SIM_RUNS` says how many are tried.
 //!
 //! Faults: a leg hangs (what it was sent arrives at odd times later, unless fenced), is down,
-//! loses power; the node dies with or without a leg; a leg is absent at start. What may *not*
-//! happen: both legs down for good, loss of the witness.
+//! loses power; both legs go down at one instant and come back within the time that the last one
+//! queues; the node dies with or without a leg; a leg is absent at start. What may *not* happen:
+//! both legs down for good, loss of the witness.
 
 mod common;
 
 use blockdev::sim::{Handle, VirtualRt};
 use blockdev::{
-    Allocation, BlockDevice, IoCtx, IoResult, IoVec, LegIndex, LocalFuture, Mirror, Op, Pool,
-    Sector, Verdict,
+    Allocation, BlockDevice, Completion, Done, IoCtx, IoResult, IoVec, LegIndex, LocalFuture,
+    Mirror, Op, Pool, Sector, Verdict,
 };
 use common::{Rng, Shared, SimLeg, SimWitness};
 use raid::assemble::{assemble, AssembleError, LegInput};
@@ -118,6 +119,8 @@ struct World {
     array: RefCell<Option<Rc<Array>>>,
     writes: RefCell<Vec<(usize, u64, Handle<IoResult>)>>,
     flushes: RefCell<Vec<([u64; GRANULES], Handle<IoResult>)>>,
+    /// Reads under way while a leg is hung or down: granule, version acknowledged before.
+    reads: RefCell<Vec<(usize, u64, Handle<IoResult>)>>,
     restoring: Restoring,
     /// Out at the crash, and behind: may not count after it.
     behind: [Cell<bool>; 2],
@@ -142,6 +145,7 @@ impl World {
             array: RefCell::default(),
             writes: RefCell::default(),
             flushes: RefCell::default(),
+            reads: RefCell::default(),
             restoring: Restoring::default(),
             behind: Default::default(),
             trace: RefCell::default(),
@@ -193,7 +197,11 @@ impl World {
             .collect();
         let (rt, pool) = (self.rt.rt(), self.pool.clone());
         let witness = Rc::new(Shared(self.witness.clone()));
-        let options = Options::new("vol1");
+        let mut options = Options::new("vol1");
+        let legs = self.legs.clone();
+        options.on_alone = Some(Rc::new(move |leg: LegIndex, alone| {
+            legs[usize::from(leg.0)].set_alone(alone);
+        }));
         let assembled = self
             .rt
             .block_on(async move { assemble(rt, pool, witness, options, input, false).await });
@@ -295,27 +303,39 @@ impl World {
     }
 
     fn read(&self, granule: usize) {
+        if self.legs.iter().any(|leg| leg.hung.get() || leg.down.get()) {
+            return self.read_later(granule); // it may wait for long, or fail
+        }
         self.collect();
         let acked = self.oracle.acked[granule].get();
+        match self.rt.block_on(self.ask(granule)) {
+            Ok(done) => self.check_read(granule, acked, done),
+            Err(error) => self.fail(&format!("read: {error}")),
+        }
+    }
+
+    fn ask(&self, granule: usize) -> Completion {
         let op = Op::Read {
             at: Sector(place(granule)),
             sectors: 8,
         };
-        let hung = self.legs.iter().any(|leg| leg.hung.get() || leg.down.get());
-        let read = self.array().submit(op, IoCtx::foreground());
-        if hung {
-            return; // it may wait for long, or fail
-        }
-        match self.rt.block_on(read) {
-            Ok(done) => {
-                let version = version_of(&done.into_data().to_vec());
-                if version < acked {
-                    self.fail(&format!(
-                        "granule {granule}: read {version}, {acked} acknowledged"
-                    ));
-                }
-            }
-            Err(error) => self.fail(&format!("read: {error}")),
+        self.array().submit(op, IoCtx::foreground())
+    }
+
+    /// Reads without waiting for the answer.
+    fn read_later(&self, granule: usize) {
+        self.collect();
+        let acked = self.oracle.acked[granule].get();
+        let read = self.rt.spawn_handle(self.ask(granule));
+        self.reads.borrow_mut().push((granule, acked, read));
+    }
+
+    fn check_read(&self, granule: usize, acked: u64, done: Done) {
+        let version = version_of(&done.into_data().to_vec());
+        if version < acked {
+            self.fail(&format!(
+                "granule {granule}: read {version}, {acked} acknowledged"
+            ));
         }
     }
 
@@ -329,7 +349,10 @@ impl World {
                     self.oracle.busy[*granule].set(false);
                     match result {
                         Ok(_) => self.oracle.acked[*granule].set(*version),
-                        Err(_) => self.oracle.unsure[*granule].set(true),
+                        Err(error) => {
+                            self.note(format!("a write of granule {granule} fails: {error}"));
+                            self.oracle.unsure[*granule].set(true);
+                        }
                     }
                     false
                 }
@@ -347,6 +370,21 @@ impl World {
                 }
                 Some(Err(_)) => false,
             });
+        let answered: Vec<_> = {
+            let mut reads = self.reads.borrow_mut();
+            let mut answered = Vec::new();
+            reads.retain(|(granule, acked, handle)| match handle.try_take() {
+                None => true,
+                Some(result) => {
+                    answered.extend(result.map(|done| (*granule, *acked, done)));
+                    false
+                }
+            });
+            answered
+        };
+        for (granule, acked, done) in answered {
+            self.check_read(granule, acked, done);
+        }
     }
 
     /// Every leg in sync alone holds what was acknowledged.
@@ -382,6 +420,7 @@ impl World {
         drop(array);
         self.writes.borrow_mut().clear();
         self.flushes.borrow_mut().clear();
+        self.reads.borrow_mut().clear();
         let cut = self.rng.below(4);
         for (n, leg) in self.legs.iter().enumerate() {
             leg.node_died();
@@ -391,9 +430,12 @@ impl World {
                 leg.power_cycle(false);
             }
         }
+        let told = *self.witness.last.borrow();
+        let is_out = |leg: usize| told.is_some_and(|told| told.out >> leg & 1 == 1);
         // What a leg in sync that kept its power holds is still promised, unless it had just lost
-        // its cache: then two failed at once.
-        let kept = (0..2).any(|n| in_sync[n] && cut >> n & 1 == 0 && !self.restoring.get(n));
+        // its cache, or is not on record as back: then two failed at once.
+        let keeps = |n: usize| in_sync[n] && cut >> n & 1 == 0 && !self.restoring.get(n);
+        let kept = (0..2).any(|n| keeps(n) && !is_out(n));
         if !kept {
             for granule in 0..GRANULES {
                 self.oracle.acked[granule].set(self.oracle.flushed[granule].get());
@@ -404,9 +446,8 @@ impl World {
             let version = |g: usize| version_of(&self.legs[leg].peek(data + place(g)));
             let lacks = |g: usize| version(g) < self.oracle.acked[g].get();
             // Leaving and joining are no word yet: then the store chooses by what it finds.
-            let told = *self.witness.last.borrow();
-            let is_out = told.is_some_and(|told| told.out >> leg & 1 == 1) && !moving[leg];
-            self.behind[leg].set(!in_sync[leg] && is_out && (0..GRANULES).any(lacks));
+            let is_behind = !in_sync[leg] && is_out(leg) && !moving[leg];
+            self.behind[leg].set(is_behind && (0..GRANULES).any(lacks));
         }
         let present = match self.rng.below(4) {
             0 => [true, false],
@@ -447,7 +488,9 @@ impl World {
         }
         self.settle(quiet);
         self.legs[leg].go_down();
-        if self.rng.chance(50) {
+        // The last one that counts would lose what nobody has then.
+        let other_counts = states(&self.array())[1 - leg] == "in-sync";
+        if self.rng.chance(50) && other_counts {
             self.legs[leg].power_cycle(false);
         }
         self.write(other);
@@ -457,8 +500,53 @@ impl World {
             self.settle(quiet);
             self.crash();
         } else {
-            self.legs[leg].down.set(false);
+            self.legs[leg].come_back();
             self.rt.run_for(Duration::from_secs(3));
+        }
+    }
+
+    /// Both legs lose all paths at one instant, and perhaps their caches, and come back one after
+    /// the other before the last one queues no more: nothing fails.
+    fn lose_both(&self, first: usize) {
+        if self.legs.iter().any(|leg| leg.hung.get() || leg.down.get()) {
+            return;
+        }
+        self.note(format!("both legs are down, {first} first"));
+        let some = |world: &World| {
+            for _ in 0..world.rng.below(6) {
+                world.write(world.rng.below(GRANULES as u64) as usize);
+                world.read_later(world.rng.below(GRANULES as u64) as usize);
+            }
+            if world.rng.chance(30) {
+                world.flush();
+            }
+        };
+        some(self);
+        self.rt.run_for(Duration::from_micros(self.rng.below(1500)));
+        for leg in [first, 1 - first] {
+            self.legs[leg].go_down();
+            if self.rng.chance(30) {
+                self.rt.run_for(Duration::from_micros(self.rng.below(3000)));
+            }
+        }
+        some(self);
+        self.rt
+            .run_for(Duration::from_millis(self.rng.below(20_000)));
+        some(self);
+        let back = self.rng.below(2) as usize;
+        for leg in [back, 1 - back] {
+            if self.rng.chance(50) {
+                self.restoring.begin(leg);
+                self.legs[leg].power_cycle(true);
+            }
+            self.note(format!("leg {leg} is back"));
+            self.legs[leg].come_back();
+            let apart = match self.rng.below(3) {
+                0 => 0,
+                1 => self.rng.below(300),
+                _ => self.rng.below(20_000),
+            };
+            self.rt.run_for(Duration::from_millis(apart));
         }
     }
 
@@ -481,7 +569,7 @@ impl World {
             74..=75 if !self.legs[leg].hung.get() && !self.legs[1 - leg].down.get() => {
                 if self.legs[leg].down.get() {
                     self.note(format!("leg {leg} is back"));
-                    self.legs[leg].down.set(false);
+                    self.legs[leg].come_back();
                 } else {
                     self.note(format!("leg {leg} is down"));
                     self.legs[leg].go_down();
@@ -493,7 +581,8 @@ impl World {
                 self.legs[leg].power_cycle(true);
             }
             78 => self.crash(),
-            79 => {
+            79 => self.lose_both(leg),
+            80 => {
                 self.rt.run_for(Duration::from_secs(self.rng.below(12)));
             }
             _ => self.rt.run_for(Duration::from_millis(self.rng.below(120))),
@@ -504,7 +593,7 @@ impl World {
 
     fn heal(&self) {
         for leg in &self.legs {
-            leg.down.set(false);
+            leg.come_back();
             if leg.hung.get() {
                 leg.unhang();
             }
@@ -519,6 +608,9 @@ impl World {
         }
         if !self.writes.borrow().is_empty() {
             self.fail("a write was never answered");
+        }
+        if !self.reads.borrow().is_empty() || !self.flushes.borrow().is_empty() {
+            self.fail("a read or a flush was never answered");
         }
         for granule in 0..GRANULES {
             let seen = [0, 1].map(|leg| self.read_leg(&array, leg, granule));

@@ -196,16 +196,21 @@ fn a_storage_node_freezes_and_thaws(site: &mut Site, load: &Load) {
     load.progress(5, MINUTE);
 }
 
+/// Both at one instant; then whichever comes back first serves, while the other is still away.
 fn both_storage_nodes_are_killed_and_return(site: &mut Site, load: &Load) {
-    for node in 0..2 {
-        site.storage[node].kill();
+    for (first, second) in [(0, 1), (1, 0)] {
+        for node in 0..2 {
+            site.storage[node].kill();
+        }
+        std::thread::sleep(Duration::from_secs(4));
+        site.storage[first].restart();
+        load.progress(5, 2 * MINUTE);
+        site.storage[second].restart();
+        wait_mirror_whole(site);
+        load.progress(5, 2 * MINUTE);
+        let status = site.antler.status();
+        assert_eq!(status["volumes"][0]["state"], "active", "{status:#}");
     }
-    std::thread::sleep(Duration::from_secs(4));
-    for node in 0..2 {
-        site.storage[node].restart();
-    }
-    wait_mirror_whole(site);
-    load.progress(5, 2 * MINUTE);
     println!(
         "both nodes killed: the longest round took {} ms",
         load.longest_stall_ms()

@@ -203,6 +203,20 @@ impl MultipathDevice {
         self.inner.changed.notify();
     }
 
+    /// Tells that nothing gets through to a portal any more, by the word of this host's own network
+    /// (no carrier, no address, no route): its session is ended and its commands move at once.
+    ///
+    /// # Errors
+    /// If there is no such path.
+    pub fn link_down(&self, portal: &str, why: &str) -> Result<(), NoSuchPath> {
+        let path = self.find(portal)?;
+        if let Some(epoch) = path.epoch() {
+            let cause = PathCause::Connection(format!("link down: {why}"));
+            self.inner.path_lost(&path, epoch, &cause);
+        }
+        Ok(())
+    }
+
     /// Lets a path log in again at once, whatever held it back, and forgives its failures.
     ///
     /// # Errors

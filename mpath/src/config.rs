@@ -5,6 +5,10 @@
 //! device's [`Role`]. Times that bound a stall (hedging, silence) are constants with their reason,
 //! not settings: the promises of P5 rest on them.
 
+use crate::inner::Inner;
+use blockdev::path::UnitIdentity;
+use std::fmt;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// A read unanswered for this long gets a second attempt on another path (P5).
@@ -157,6 +161,49 @@ pub enum FenceFail {
     Wait,
 }
 
+/// Suits a device's settings to its unit once that has said what it is, or refuses it.
+#[derive(Clone)]
+pub struct Fitting(Rc<Fit>);
+
+type Fit = dyn Fn(&UnitIdentity) -> Result<Config, String>;
+
+impl Fitting {
+    /// `fit` yields the settings for a unit, or why it may not be used. It is asked at every login.
+    pub fn new(fit: impl Fn(&UnitIdentity) -> Result<Config, String> + 'static) -> Fitting {
+        Fitting(Rc::new(fit))
+    }
+}
+
+impl fmt::Debug for Fitting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fitting")
+    }
+}
+
+impl PartialEq for Fitting {
+    fn eq(&self, other: &Fitting) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Fitting {}
+
+impl Inner {
+    /// Takes over the settings that suit the unit; the error says why it may not be used.
+    pub(crate) fn fit(&self, unit: &UnitIdentity) -> Result<(), String> {
+        let fitting = self.config.borrow().fitting.clone();
+        let Some(fitting) = fitting else {
+            return Ok(());
+        };
+        let config = (fitting.0)(unit)?;
+        *self.config.borrow_mut() = Config {
+            fitting: Some(fitting),
+            ..config
+        };
+        Ok(())
+    }
+}
+
 /// Settings of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -195,6 +242,8 @@ pub struct Config {
     pub fence_fail: FenceFail,
     /// `fence_assume`: for targets of grade `none`.
     pub fence_assume: Duration,
+    /// What depends on the unit itself.
+    pub fitting: Option<Fitting>,
 }
 
 impl Config {
@@ -218,6 +267,7 @@ impl Config {
             fence_timeout: Duration::from_millis(500),
             fence_fail: FenceFail::default(),
             fence_assume: Duration::from_secs(60),
+            fitting: None,
         }
     }
 

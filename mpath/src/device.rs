@@ -6,7 +6,7 @@ use crate::keeper::keep;
 use crate::news::Trace;
 use crate::path::{Path, Phase};
 use crate::snapshot::Snapshot;
-use blockdev::path::{Isid, PathPort};
+use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{
     Admission, BlockDevice, Completion, Event, Geometry, Instant, IoCtx, Kind, Op, PathCause, Rt,
     Sector,
@@ -155,9 +155,25 @@ impl MultipathDevice {
         self.inner.news.traces()
     }
 
-    /// Changes timings and policies; paths stay as they are.
+    /// What the unit said of itself when it was first reached.
+    pub fn identity(&self) -> Option<Rc<UnitIdentity>> {
+        self.inner.unit.borrow().clone()
+    }
+
+    /// The settings in use.
+    pub fn config(&self) -> Config {
+        self.inner.config.borrow().clone()
+    }
+
+    /// Changes timings and policies; paths stay as they are. Settings that refuse the unit take effect
+    /// at the next login of each path.
     pub fn reconfigure(&self, config: Config) {
         *self.inner.config.borrow_mut() = config;
+        if let Some(unit) = self.identity() {
+            if let Err(why) = self.inner.fit(&unit) {
+                tracing::warn!("device {}: {why}", self.name());
+            }
+        }
         self.inner.regroup();
         self.inner.sweep_by(self.inner.rt.now());
     }

@@ -314,7 +314,9 @@ impl Inner {
                     unit.geometry.logical_block_bytes
                 )));
             }
-        } else {
+        }
+        self.fit(identity).map_err(Unfit::Misconfigured)?;
+        if unit.is_none() {
             *self.unit.borrow_mut() = Some(identity.clone());
             self.geometry.set(identity.geometry);
         }

@@ -67,9 +67,9 @@ mod taint;
 
 pub use classify::{classify, Verdict};
 pub use config::{
-    Config, Failback, FenceFail, FencePolicy, Grouping, NoPathRetry, Prio, Role, SelectorKind,
-    HEDGE_READ, HEDGE_WRITE, HOLD_BEFORE_FENCE, PROBATION, QUEUED_REQUESTS_MAX, QUIET_BEFORE_FENCE,
-    SILENT_MAX,
+    Config, Failback, FenceFail, FencePolicy, Fitting, Grouping, NoPathRetry, Prio, Role,
+    SelectorKind, HEDGE_READ, HEDGE_WRITE, HOLD_BEFORE_FENCE, PROBATION, QUEUED_REQUESTS_MAX,
+    QUIET_BEFORE_FENCE, SILENT_MAX,
 };
 pub use device::{MultipathDevice, NoSuchPath, OpenError};
 pub use grade::FenceGrade;

@@ -1,9 +1,12 @@
-//! What a device is told from outside: that a link is down.
+//! What a device is told from outside: that a link is down, and what settings suit its unit.
 
 mod common;
 
-use common::{ms, Rig};
-use mpath::sim::Link;
+use common::{config, ms, options, Rig};
+use mpath::sim::{Flavour, Link};
+use mpath::{Config, Fitting, Grouping, MultipathDevice, PathReach};
+use std::rc::Rc;
+use std::time::Duration;
 
 /// What the host's network says of a link counts at once, where the path itself would only be silent.
 #[test]
@@ -30,4 +33,50 @@ fn a_link_told_to_be_down_is_a_loud_failure() {
         .link_down(&portal, "eth1 has no carrier")
         .unwrap();
     assert_eq!(path().counters.failures, 1);
+}
+
+#[test]
+fn a_unit_gets_the_settings_that_suit_it() {
+    let together = Config {
+        grouping: Grouping::Multibus,
+        ..config()
+    };
+    let fitting = Fitting::new(move |unit| {
+        assert!(!unit.vendor.is_empty());
+        Ok(together.clone())
+    });
+    let suited = Config {
+        fitting: Some(fitting),
+        ..config()
+    };
+    let rig = Rig::with(options(Flavour::Tgt), suited.clone());
+    assert_eq!(rig.device.snapshot().groups.len(), 1);
+    assert_eq!(rig.device.config().fitting, suited.fitting);
+    // So they do when the settings change while the unit is known.
+    rig.device.reconfigure(config());
+    assert_eq!(rig.device.snapshot().groups.len(), 2);
+    rig.device.reconfigure(suited);
+    assert_eq!(rig.device.snapshot().groups.len(), 1);
+}
+
+#[test]
+fn a_refused_unit_is_not_used() {
+    let rig = Rig::new();
+    let why = "blacklisted at multipath.conf:7";
+    let refusing = Config {
+        fitting: Some(Fitting::new(move |_| Err(why.to_owned()))),
+        ..config()
+    };
+    let rt = rig.world.rt();
+    let device = MultipathDevice::new(rt.clone(), refusing, vec![rig.san.port(0)]);
+    let device = Rc::new(device);
+    let (opening, deadline) = (device.clone(), rt.now() + Duration::from_secs(5));
+    let opened = rig
+        .world
+        .block_on(async move { opening.opened(deadline).await });
+    let error = opened.unwrap_err();
+    assert!(error.to_string().contains(why), "{error}");
+    let path = device.snapshot().groups[0].paths[0].clone();
+    assert_eq!(path.reach, PathReach::Misconfigured);
+    assert!(device.identity().is_none());
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blockdev::driver::local::{LocalDevice, LocalOptions};
-use blockdev::path::{Isid, PathPort};
+use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{BlockDevice, Pool, Rt};
 use iscsi_initiator::establish::Initiator;
 use iscsi_initiator::isid::Role;
@@ -19,7 +19,9 @@ use iscsi_initiator::path::{IscsiPort, PortConfig};
 use iscsi_initiator::tcp::TcpNet;
 use mpath::MultipathDevice;
 
-use crate::config::{self, ChapAlgorithm, Device, DeviceKind, Digest, Iscsi, IscsiDevice};
+use crate::config::{
+    self, ChapAlgorithm, Device, DeviceKind, Digest, Iscsi, IscsiDevice, Multipath,
+};
 use crate::exit::Failure;
 
 /// What every object of a shard is made with.
@@ -232,11 +234,43 @@ fn algorithm(of: ChapAlgorithm) -> Algorithm {
     }
 }
 
-/// What the configuration says of a unit's paths, in the words of `mpath`.
+/// What the configuration says of a unit's paths, in the words of `mpath`; also of what it says once the
+/// unit is known.
 pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) -> mpath::Config {
+    let mut config = settings(device, &unit.iscsi, &unit.multipath, in_mirror);
+    let (device, unit) = (device.clone(), unit.clone());
+    let is_told = std::cell::Cell::new(false);
+    config.fitting = Some(mpath::Fitting::new(move |identity| {
+        let fitted = unit.rules.fit(&unit_facts(identity))?;
+        if !is_told.replace(true) {
+            for s in &fitted.changed {
+                tracing::info!(
+                    "{} = {} ({}), for that is what the unit is",
+                    s.key,
+                    s.value,
+                    s.origin
+                );
+            }
+        }
+        Ok(settings(&device, &unit.iscsi, &fitted.multipath, in_mirror))
+    }));
+    config
+}
+
+/// A unit as `multipath.conf` sees it.
+pub fn unit_facts(unit: &UnitIdentity) -> config::UnitFacts<'_> {
+    config::UnitFacts {
+        wwid: unit.wwid.as_deref(),
+        vendor: &unit.vendor,
+        product: &unit.product,
+        revision: &unit.revision,
+        alua: unit.tpgs != 0,
+    }
+}
+
+fn settings(device: &Device, iscsi: &Iscsi, m: &Multipath, in_mirror: bool) -> mpath::Config {
     use config::{Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Prio, Selector};
-    let m = &unit.multipath;
-    let mut config = mpath::Config::new(&device.name, &unit.iscsi.initiator_name);
+    let mut config = mpath::Config::new(&device.name, &iscsi.initiator_name);
     config.wwid = device.wwid.clone();
     config.grouping = match m.path_grouping_policy {
         GroupingPolicy::Failover => mpath::Grouping::Failover,
@@ -280,7 +314,7 @@ pub fn multipath_config(device: &Device, unit: &IscsiDevice, in_mirror: bool) ->
     };
     config.polling_interval = m.polling_interval;
     config.max_polling_interval = m.max_polling_interval;
-    config.login_timeout = unit.iscsi.login_timeout;
+    config.login_timeout = iscsi.login_timeout;
     config.fence = match m.fence {
         Fence::Auto => mpath::FencePolicy::Auto,
         Fence::Reinstate => mpath::FencePolicy::Reinstate,

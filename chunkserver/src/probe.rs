@@ -17,7 +17,7 @@ use iscsi_initiator::path::{IscsiPort, IscsiSession};
 use tokio::task::spawn_local;
 
 use crate::assemble::{self, Base};
-use crate::config::{Config, DeviceKind, HostPort, Iscsi, IscsiDevice};
+use crate::config::{Config, DeviceKind, HostPort, Iscsi, IscsiDevice, UnitRules};
 use crate::exit::Failure;
 use crate::model;
 use crate::names;
@@ -183,7 +183,7 @@ async fn unit_info(
         let mut path = probed(&port, unit.lun);
         match login {
             Ok(session) => {
-                accept(&mut info, &mut path, &session, wwid);
+                accept(&mut info, &mut path, &session, wwid, &unit.rules);
                 sessions.push(session);
             }
             Err(error) => {
@@ -236,6 +236,7 @@ fn accept(
     path: &mut ProbedPath,
     session: &Rc<IscsiSession>,
     wanted: Option<&str>,
+    rules: &UnitRules,
 ) {
     let (unit, facts) = (session.identity(), session.facts());
     path.tpgt = Some(unit.portal_group);
@@ -251,6 +252,10 @@ fn accept(
             expected.as_deref().unwrap_or("(none)")
         ));
         return;
+    }
+    if let Err(why) = rules.fit(&assemble::unit_facts(&unit)) {
+        path.state = ProbeState::Misconfigured;
+        path.error = Some(why);
     }
     if info.vendor.is_some() {
         return;

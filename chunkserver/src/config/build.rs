@@ -5,18 +5,21 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::HostPort;
 use super::load::{texts, Sections};
 use super::memory;
 use super::multipath::multipath;
-use super::origin::{Origin, Problem, Setting};
+use super::origin::{in_order, Origin, Problem, Setting};
 use super::schema::{self, Effect};
 use super::secrets::{self, Secret, SecretError};
 use super::section::Section;
+use super::site_conf::SiteConf;
 use super::suggest::nearest;
 use super::types::*;
+use super::unit_rules::UnitRules;
 use super::value::{show_size, Value};
 
 /// iSCSI's port (IANA).
@@ -99,9 +102,9 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
         "chap_algorithms" => texts(&["sha3-256", "sha256", "sha1", "md5"]),
         other => panic!("@{other} is not computed here"),
     });
-    s.multipath.fill(schema::MULTIPATH, |name| {
-        panic!("@{name} is not computed here")
-    });
+    let site = Arc::new(std::mem::take(&mut s.site));
+    let all_units = Arc::new(s.multipath.clone());
+    s.multipath = site.beneath(std::mem::take(&mut s.multipath), None);
     let mut b = Builder {
         errors: std::mem::take(&mut s.errors),
         warnings: std::mem::take(&mut s.warnings),
@@ -109,11 +112,13 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
         dir,
         env,
         secrets: BTreeMap::new(),
+        site,
+        all_units,
     };
     let chunkserver = b.chunkserver(&mut s);
     let admin = b.admin(&s.admin);
     let iscsi = b.iscsi(&s.iscsi);
-    let multipath = multipath(&mut s.multipath, false, &mut b.errors);
+    let multipath = multipath(&mut s.multipath, false, &mut b.errors, &mut b.warnings);
     for (section, keys) in [
         (&s.chunkserver, schema::CHUNKSERVER),
         (&s.admin, schema::ADMIN),
@@ -122,6 +127,7 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
     ] {
         b.show(section, keys);
     }
+    b.settings.extend(b.site.settings());
     let (volumes, volume_settings) = b.volumes(&s.volumes, &s.devices);
     let devices = b.devices(&s, &volumes);
     b.settings.extend(volume_settings);
@@ -135,9 +141,8 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
             "initiator_name is made from the host name: two hosts of one name would end each other's sessions; set it",
         ));
     }
-    // A stable order for people: by file and line, the files in the order they were read.
-    b.errors.sort_by_key(|p| line_of(&p.origin));
-    b.warnings.sort_by_key(|p| line_of(&p.origin));
+    in_order(&mut b.errors);
+    in_order(&mut b.warnings);
     let config = b.errors.is_empty().then(|| Config {
         path: path.to_owned(),
         chunkserver,
@@ -157,14 +162,6 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
     }
 }
 
-fn line_of(origin: &Origin) -> usize {
-    match origin {
-        Origin::Line { line, .. } => *line,
-        Origin::File(_) => 0,
-        Origin::Default => usize::MAX,
-    }
-}
-
 struct Builder<'a> {
     errors: Vec<Problem>,
     warnings: Vec<Problem>,
@@ -173,6 +170,10 @@ struct Builder<'a> {
     env: &'a Environment,
     /// Files read so far: one shared secret file is judged and blamed once.
     secrets: BTreeMap<String, Option<Secret>>,
+    /// `multipath_conf`
+    site: Arc<SiteConf>,
+    /// `[multipath]`, as it stands in the file.
+    all_units: Arc<Section>,
 }
 
 impl Builder<'_> {
@@ -602,10 +603,11 @@ impl Builder<'_> {
                 }
             }
             self.settings.extend(full.settings(schema::DEVICE));
-            let own = with_multipaths(s, section, &name);
-            self.show(&own, schema::ISCSI);
-            self.show(&own, schema::MULTIPATH);
-            self.show_retry(&own, &s.multipath, &kind);
+            self.show(section, schema::ISCSI);
+            match &kind {
+                DeviceKind::Local(_) => self.show(section, schema::MULTIPATH),
+                DeviceKind::Iscsi(unit) => self.show_unit(section, unit, &s.multipath),
+            }
             devices.push(Device {
                 name,
                 kind,
@@ -665,31 +667,36 @@ impl Builder<'_> {
                 "size: only for a local file; a unit has the size it has",
             ));
         }
-        // High to low: the device's own keys, its multipaths section, [multipath] with the rest beneath.
-        let own = with_multipaths(s, section, name);
-        let iscsi = self.iscsi(&own.over(&s.iscsi));
-        let mut full = own.over(&s.multipath);
-        let multipath = multipath(&mut full, single, &mut self.errors);
+        let iscsi = self.iscsi(&section.over(&s.iscsi));
+        let rules = UnitRules::new(section, &self.all_units, &self.site, single);
+        let (multipath, _) = rules.early(&mut self.errors, &mut self.warnings);
+        if let Some(why) = rules.early_refusal() {
+            let text = format!("device {name:?} will be refused: {why}");
+            self.warnings.push(section.problem("name", text));
+        }
         DeviceKind::Iscsi(Box::new(IscsiDevice {
             portals,
             target: section.some_text("target").unwrap_or_default(),
             lun: section.some_num("lun").unwrap_or(0),
             iscsi,
             multipath,
+            rules,
         }))
     }
 
-    /// A device's no_path_retry depends on its place in a volume, so it is shown even where nobody set it.
-    fn show_retry(&mut self, own: &Section, multipath: &Section, kind: &DeviceKind) {
-        let DeviceKind::Iscsi(device) = kind else {
-            return;
-        };
+    /// What a unit has beside `[multipath]`. Its no_path_retry depends on its place in a volume, so it is
+    /// shown even where nobody set it.
+    fn show_unit(&mut self, section: &Section, unit: &IscsiDevice, multipath: &Section) {
+        self.settings.extend(unit.rules.early_alias());
+        let (_, full) = unit.rules.early(&mut Vec::new(), &mut Vec::new());
+        let own = full.differing(multipath);
+        self.show(&own, schema::MULTIPATH);
         if own.get("no_path_retry").is_some() {
             return;
         }
         self.settings.push(Setting {
-            key: format!("{}.no_path_retry", own.name),
-            value: match device.multipath.no_path_retry {
+            key: format!("{}.no_path_retry", section.name),
+            value: match unit.multipath.no_path_retry {
                 NoPathRetry::Fail => Value::Text("fail".to_owned()),
                 NoPathRetry::Queue => Value::Text("queue".to_owned()),
                 NoPathRetry::Times(n) => Value::Int(i64::from(n)),
@@ -742,16 +749,6 @@ impl Builder<'_> {
         }
         portals
     }
-}
-
-/// A device's own keys over those of its section in multipath.conf, which is found by WWID or alias.
-fn with_multipaths(s: &Sections, section: &Section, name: &str) -> Section {
-    let named = s.multipaths.iter().find(|m| {
-        m.some_text("wwid")
-            .is_some_and(|w| section.some_text("wwid") == Some(w))
-            || m.some_text("name").is_some_and(|n| n == name)
-    });
-    named.map_or_else(|| section.clone(), |m| section.over(m))
 }
 
 fn takes_effect(keys: &'static [schema::Key], setting: &str) -> bool {

@@ -1,18 +1,17 @@
 //! From files to sections: reads the main file and the two it may name, judges every key, and leaves the
 //! cross-checks to the builder.
 //!
-//! Precedence, high to low: the main file, `multipath_conf` (multipaths, overrides, defaults), `mfs_config`,
-//! defaults. Everything wrong is collected; nothing stops the reading but a file that cannot be read.
+//! Precedence, high to low: the main file, `multipath_conf` (see `unit_rules`) or `mfs_config`, defaults. Everything wrong is collected; nothing stops the reading but a file that cannot be read.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::mfs_cfg;
-use super::multipath_conf::{self, MultipathConf};
 use super::origin::{Origin, Problem};
 use super::raw::{self, Entry, Raw};
 use super::schema::{self, Key};
 use super::section::Section;
+use super::site_conf::SiteConf;
 use super::suggest::nearest;
 use super::value::{clip, Value};
 
@@ -29,8 +28,8 @@ pub(crate) struct Sections {
     /// Each device's own keys, with the number of its table for messages.
     pub(crate) devices: Vec<Section>,
     pub(crate) volumes: Vec<Section>,
-    /// Per-WWID sections of multipath.conf.
-    pub(crate) multipaths: Vec<Section>,
+    /// The file that `multipath_conf` names.
+    pub(crate) site: SiteConf,
     /// AUTH_CODE of MooseFS' own file, and where it stands.
     pub(crate) mfs_auth_code: Option<(String, Origin)>,
     pub(crate) errors: Vec<Problem>,
@@ -310,77 +309,10 @@ impl Sections {
         let Some((file, text)) = self.named_file("multipath", "multipath_conf", dir) else {
             return;
         };
-        let (conf, errors) = multipath_conf::parse(&text);
-        for e in errors {
-            let origin = Origin::Line {
-                file: file.clone(),
-                line: e.line,
-            };
-            self.error("multipath.multipath_conf", origin, e.text);
-        }
-        let MultipathConf {
-            defaults,
-            overrides,
-            multipaths,
-            skipped,
-        } = conf;
-        for (name, line) in skipped {
-            let origin = Origin::Line {
-                file: file.clone(),
-                line,
-            };
-            let text = format!(
-                "section {name:?} is not applied: [[device]] lists the devices and their options"
-            );
-            self.warn("multipath.multipath_conf", origin, text);
-        }
-        let mut section = std::mem::take(&mut self.multipath);
-        for entry in overrides.iter().chain(&defaults) {
-            self.conf_entry(&mut section, entry, &file);
-        }
-        self.multipath = section;
-        for entries in multipaths {
-            let mut own = Section::new("multipaths");
-            for entry in &entries {
-                match entry.key.as_str() {
-                    "wwid" | "alias" => {
-                        let key = schema::find(
-                            schema::DEVICE,
-                            if entry.key == "wwid" { "wwid" } else { "name" },
-                        );
-                        let origin = Origin::Line {
-                            file: file.clone(),
-                            line: entry.line,
-                        };
-                        if let Some(Err(p)) = key.map(|k| own.offer(k, &entry.value, origin)) {
-                            self.errors.push(p);
-                        }
-                    }
-                    _ => self.conf_entry(&mut own, entry, &file),
-                }
-            }
-            self.multipaths.push(own);
-        }
-    }
-
-    fn conf_entry(&mut self, section: &mut Section, entry: &Entry, file: &Arc<str>) {
-        let origin = Origin::Line {
-            file: file.clone(),
-            line: entry.line,
-        };
-        match schema::find(schema::MULTIPATH, &entry.key) {
-            Some(key) => {
-                if let Err(p) = section.offer(key, &entry.value, origin) {
-                    self.errors.push(p);
-                }
-            }
-            // multipathd ignores what it does not know, and so do files that suit several releases of it.
-            None => self.warn(
-                &format!("multipath.{}", clip(&entry.key)),
-                origin,
-                format!("unknown option {:?} is ignored", clip(&entry.key)),
-            ),
-        }
+        let (site, errors, warnings) = SiteConf::read(&file, &text);
+        self.site = site;
+        self.errors.extend(errors);
+        self.warnings.extend(warnings);
     }
 }
 

@@ -8,6 +8,7 @@
 mod address;
 mod build;
 mod check;
+mod ere;
 mod load;
 mod memory;
 mod mfs_cfg;
@@ -19,8 +20,10 @@ mod reload;
 mod schema;
 mod secrets;
 mod section;
+mod site_conf;
 mod suggest;
 mod types;
+mod unit_rules;
 mod value;
 
 use std::path::Path;
@@ -32,6 +35,7 @@ pub use origin::{Origin, Problem, Setting};
 pub use reload::{changes, Change};
 pub use secrets::{read as read_secret, Secret, SecretError};
 pub use types::*;
+pub use unit_rules::{Fitted, UnitFacts, UnitRules};
 pub use value::{parse_size, parse_span, show_size, show_span, Value};
 
 /// Where the configuration is when no `-c` says otherwise.
@@ -67,3 +71,5 @@ pub fn parse(name: &str, text: &str, path: &Path, env: &Environment) -> Loaded {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_multipath;

@@ -16,7 +16,12 @@ const SINGLE_LEG_RETRIES: u32 = 12;
 
 /// Builds it from a section that has every key, and resolves its "auto". `single`: the device is the only
 /// leg of its volume.
-pub(crate) fn multipath(s: &mut Section, single: bool, errors: &mut Vec<Problem>) -> Multipath {
+pub(crate) fn multipath(
+    s: &mut Section,
+    single: bool,
+    errors: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
+) -> Multipath {
     let polling_interval = s.always_span("polling_interval");
     let max_polling_interval = match s.span("max_polling_interval") {
         Some(max) if max < polling_interval => {
@@ -33,7 +38,11 @@ pub(crate) fn multipath(s: &mut Section, single: bool, errors: &mut Vec<Problem>
     };
     s.resolve("max_polling_interval", Value::Span(max_polling_interval));
     let s = &*s;
+    in_vain(s, warnings);
     Multipath {
+        user_friendly_names: s.flag("user_friendly_names"),
+        alias_prefix: s.text("alias_prefix").to_owned(),
+        bindings_file: s.some_text("bindings_file"),
         polling_interval,
         max_polling_interval,
         path_selector: selector(s, errors),
@@ -90,6 +99,44 @@ pub(crate) fn multipath(s: &mut Section, single: bool, errors: &mut Vec<Problem>
     }
 }
 
+/// Names what is set and, with these values, does nothing or not what it says.
+fn in_vain(s: &Section, warnings: &mut Vec<Problem>) {
+    let mut warn = |key: &str, text: String| warnings.push(s.problem(key, text));
+    let features = s.text("features");
+    if features.contains("queue_if_no_path") {
+        let text = match s.get("no_path_retry") {
+            Some(retry) if s.is_set("no_path_retry") => format!(
+                "features {features:?} is deprecated and loses to no_path_retry {retry} ({}): remove it",
+                s.origin("no_path_retry")
+            ),
+            _ => format!("features {features:?} is deprecated: write no_path_retry queue"),
+        };
+        warn("features", text);
+    } else if s.is_set("features") && features != "0" {
+        let text = format!("features {features:?} has no effect here: there is no kernel map");
+        warn("features", text);
+    }
+    if s.is_set("recheck_wwid") && !s.flag("recheck_wwid") {
+        let text = "recheck_wwid no has no effect here: the WWID is read at every login";
+        warn("recheck_wwid", text.to_owned());
+    }
+    if s.text("path_selector").starts_with("io-affinity") {
+        let text = "path_selector io-affinity acts as service-time: one CPU serves all paths";
+        warn("path_selector", text.to_owned());
+    }
+    let prio = s.text("prio");
+    if s.is_set("prio") && !["const", "alua", "sysfs"].contains(&prio) {
+        let text = format!("prio {prio} acts as const: const, alua and sysfs are known here");
+        warn("prio", text);
+    }
+    let fence = s.text("fence");
+    if s.is_set("reservation_key") && fence != "pr" {
+        let text =
+            format!("reservation_key has no effect with fence {fence:?}: only \"pr\" uses keys");
+        warn("reservation_key", text);
+    }
+}
+
 fn no_path_retry(s: &Section, single: bool) -> NoPathRetry {
     let auto = if single {
         NoPathRetry::Times(SINGLE_LEG_RETRIES)
@@ -97,6 +144,7 @@ fn no_path_retry(s: &Section, single: bool) -> NoPathRetry {
         NoPathRetry::Fail
     };
     match s.get("no_path_retry") {
+        Some(Value::Int(0)) => NoPathRetry::Fail,
         Some(Value::Int(n)) => u32::try_from(*n).map_or(NoPathRetry::Queue, NoPathRetry::Times),
         Some(Value::Text(w)) if w == "queue" => NoPathRetry::Queue,
         Some(Value::Text(w)) if w == "fail" => NoPathRetry::Fail,

@@ -64,3 +64,22 @@ impl fmt::Display for Problem {
         }
     }
 }
+
+/// A stable order for people: by line, the files in the order they were read; and what several devices
+/// share is named once.
+pub(crate) fn in_order(problems: &mut Vec<Problem>) {
+    problems.sort_by_key(|p| match &p.origin {
+        Origin::Line { line, .. } => *line,
+        Origin::File(_) => 0,
+        Origin::Default => usize::MAX,
+    });
+    let mut seen: Vec<(Origin, String)> = Vec::new();
+    problems.retain(|p| {
+        let this = (p.origin.clone(), p.text.clone());
+        let is_new = p.origin == Origin::Default || !seen.contains(&this);
+        if is_new {
+            seen.push(this);
+        }
+        is_new
+    });
+}

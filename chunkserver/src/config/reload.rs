@@ -59,6 +59,12 @@ pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
 
 fn is_live(key: &str, old: &Config) -> bool {
     let (section, name) = key.rsplit_once('.').unwrap_or((key, ""));
+    // Of multipath.conf: a unit is judged again at its next login, and its settings at once.
+    const OF_UNITS: [&str; 3] = ["blacklist", "devices", "multipaths"];
+    let part = section.strip_prefix("multipath.").unwrap_or_default();
+    if OF_UNITS.iter().any(|name| part.starts_with(name)) {
+        return true;
+    }
     // A device or volume that was not there before is taken in whole.
     if let Some(device) = section.strip_prefix("device.") {
         if old.device(device).is_none() {

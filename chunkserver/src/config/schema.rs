@@ -266,6 +266,35 @@ pub(crate) static ISCSI: &[Key] = &[
     key("login_timeout", Span(100, 600_000), "5s", Live),
 ];
 
+/// Of multipath.conf(5), so that a file with sections for other hardware can be read.
+const PRIORITIZERS: &[&str] = &[
+    "const",
+    "alua",
+    "sysfs",
+    "path_latency",
+    "weightedpath",
+    "random",
+    "emc",
+    "ontap",
+    "rdac",
+    "hp_sw",
+    "hds",
+    "ana",
+    "datacore",
+    "iet",
+];
+const CHECKERS: &[&str] = &[
+    "tur",
+    "directio",
+    "readsector0",
+    "none",
+    "emc_clariion",
+    "hp_sw",
+    "rdac",
+    "cciss_tur",
+];
+const NOT_YET: &str = "it is not acted upon";
+
 /// multipath.conf: "no" or seconds.
 const SECONDS_OR_NO: Kind = WordOr(&["no"], &Seconds(1_000, YEAR_MS));
 const COUNT_OR_NO: Kind = WordOr(&["no"], &Int(1, 1_000_000));
@@ -303,23 +332,28 @@ pub(crate) static MULTIPATH: &[Key] = &[
     // What the file says about grouping is what happens; multipath.conf's yes would override it.
     key("detect_pgpolicy", YesNo, "no", Live),
     key("detect_pgpolicy_use_tpg", YesNo, "no", Live),
-    key(
-        "prio",
-        Word(&["const", "alua", "sysfs", "path_latency"]),
-        "const",
-        Live,
-    ),
-    key("prio_args", Text, "", Live),
+    key("prio", Word(PRIORITIZERS), "const", Live),
+    key("prio_args", Text, "", Nothing(NOT_YET)),
     key("detect_prio", YesNo, "yes", Live),
-    key("detect_checker", YesNo, "yes", Live),
+    key(
+        "detect_checker",
+        YesNo,
+        "yes",
+        Nothing("every unit is checked in one way"),
+    ),
     key(
         "path_checker",
-        Word(&["tur", "directio", "readsector0", "none"]),
+        Word(CHECKERS),
         "tur",
-        Live,
+        Nothing("a path is judged by its own I/O, pings and TEST UNIT READY"),
     ),
     // The SCSI device timeout.
-    key("checker_timeout", Seconds(100, DAY_MS), "30s", Live),
+    key(
+        "checker_timeout",
+        Seconds(100, DAY_MS),
+        "30s",
+        Nothing("800 ms of silence fail a path"),
+    ),
     // A path that is back has been proven by real I/O; there is no reason to stay away from it.
     key(
         "failback",
@@ -333,7 +367,7 @@ pub(crate) static MULTIPATH: &[Key] = &[
     // 12 on a single leg; a mirror's leg fails at once, for the other one serves.
     key(
         "no_path_retry",
-        WordOr(&["fail", "queue", "auto"], &Int(1, 1_000_000)),
+        WordOr(&["fail", "queue", "auto"], &Int(0, 1_000_000)),
         "auto",
         Live,
     ),
@@ -342,45 +376,69 @@ pub(crate) static MULTIPATH: &[Key] = &[
         "fast_io_fail_tmo",
         WordOr(&["off"], &Seconds(1_000, DAY_MS)),
         "5s",
-        Live,
+        Nothing("commands of a lost session move to another path at once"),
     ),
-    key("rr_min_io_rq", Int(1, 1_000_000), "1", Live),
+    key(
+        "rr_min_io_rq",
+        Int(1, 1_000_000),
+        "1",
+        Nothing("a path is chosen for each request"),
+    ),
     key("reservation_key", Text, "unset", Start),
-    key("san_path_err_threshold", COUNT_OR_NO, "no", Live),
-    key("san_path_err_forget_rate", COUNT_OR_NO, "no", Live),
-    key("san_path_err_recovery_time", SECONDS_OR_NO, "no", Live),
+    key(
+        "san_path_err_threshold",
+        COUNT_OR_NO,
+        "no",
+        Nothing(NOT_YET),
+    ),
+    key(
+        "san_path_err_forget_rate",
+        COUNT_OR_NO,
+        "no",
+        Nothing(NOT_YET),
+    ),
+    key(
+        "san_path_err_recovery_time",
+        SECONDS_OR_NO,
+        "no",
+        Nothing(NOT_YET),
+    ),
     key(
         "marginal_path_double_failed_time",
         SECONDS_OR_NO,
         "no",
-        Live,
+        Nothing(NOT_YET),
     ),
     key(
         "marginal_path_err_sample_time",
         WordOr(&["no"], &Seconds(120_000, DAY_MS)),
         "no",
-        Live,
+        Nothing(NOT_YET),
     ),
     key(
         "marginal_path_err_rate_threshold",
         WordOr(&["no"], &Int(0, 1000)),
         "no",
-        Live,
+        Nothing(NOT_YET),
     ),
     key(
         "marginal_path_err_recheck_gap_time",
         SECONDS_OR_NO,
         "no",
-        Live,
+        Nothing(NOT_YET),
     ),
     key(
         "marginal_pathgroups",
         Word(&["off", "no", "on", "yes"]),
         "off",
-        Live,
+        Nothing(NOT_YET),
     ),
     // A path that answers for another unit would write to it.
     key("recheck_wwid", YesNo, "yes", Live),
+    key("user_friendly_names", YesNo, "no", Live),
+    key("alias_prefix", Syntax(syntax::name), "mpath", Live),
+    // Empty: in data_path.
+    key("bindings_file", Text, "", Live),
     key(
         "fence",
         Word(&["auto", "reinstate", "pr", "none"]),
@@ -401,12 +459,6 @@ pub(crate) static MULTIPATH: &[Key] = &[
         "paths and daemon are one process",
     ),
     noop("flush_on_last_del", "unused", NO_MAP),
-    noop(
-        "user_friendly_names",
-        "no",
-        "devices are named by [[device]]",
-    ),
-    noop("alias_prefix", "mpath", "devices are named by [[device]]"),
     noop(
         "find_multipaths",
         "strict",
@@ -466,7 +518,6 @@ pub(crate) static MULTIPATH: &[Key] = &[
     old("getuid_callout", "nothing: the WWID is read from the unit"),
     old("pg_timeout", "nothing"),
     old("multipath_dir", "nothing: there are no plug-ins"),
-    old("bindings_file", "name in [[device]]"),
     old("wwids_file", "wwid in [[device]]"),
     old("prkeys_file", "reservation_key"),
     old("config_dir", "one file"),

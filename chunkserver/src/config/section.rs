@@ -13,7 +13,7 @@ use super::schema::{self, Effect, Key};
 use super::value::{Kind, Value};
 
 /// Values by key.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Section {
     /// `chunkserver`, `device.sto1`.
     pub(crate) name: String,
@@ -116,6 +116,14 @@ impl Section {
             both.values.entry(key).or_insert_with(|| value.clone());
         }
         both
+    }
+
+    /// What of it has another value or origin than in `base`.
+    pub(crate) fn differing(&self, base: &Section) -> Section {
+        let mut own = self.clone();
+        own.values
+            .retain(|key, value| base.values.get(key) != Some(value));
+        own
     }
 
     /// A problem with the key, at its line.

@@ -42,7 +42,7 @@ fn environment() -> Environment {
     }
 }
 
-fn judge(text: &str) -> Loaded {
+pub(super) fn judge(text: &str) -> Loaded {
     // A directory that does not exist: no test depends on a file of the machine it runs on.
     let path = Path::new("/nonexistent-antler/antler.toml");
     parse("antler.toml", text, path, &environment())
@@ -324,8 +324,8 @@ fn warnings_name_what_is_allowed_but_hardly_meant() {
             "antler.toml:2: workers_max has no effect here: there are no worker threads: requests are served on one event loop a shard",
         ),
         (
-            "[multipath]\nbindings_file = \"/etc/multipath/bindings\"\n",
-            "antler.toml:2: bindings_file is deprecated and has no effect; use name in [[device]]",
+            "[multipath]\nwwids_file = \"/etc/multipath/wwids\"\n",
+            "antler.toml:2: wwids_file is deprecated and has no effect; use wwid in [[device]]",
         ),
         (
             "[admin]\nhttp = \"0.0.0.0:9424\"\n",
@@ -357,7 +357,7 @@ fn duplicate_wwids_need_leave() {
     );
 }
 
-fn scratch(name: &str, bytes: &[u8], mode: u32) -> PathBuf {
+pub(super) fn scratch(name: &str, bytes: &[u8], mode: u32) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let dir = std::env::temp_dir().join(format!("antler-config-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
@@ -419,34 +419,6 @@ fn moosefs_own_file() {
         got[0].starts_with(&format!("{}:2: ", bad.display())),
         "{got:?}"
     );
-}
-
-#[test]
-fn multipath_conf_file() {
-    let conf = b"defaults {\n polling_interval 10\n no_path_retry 100\n}\noverrides {\n path_selector \"round-robin 0\"\n}\nblacklist {\n devnode \"^sd\"\n}\nmultipaths {\n multipath {\n  wwid 36001\n  no_path_retry queue\n }\n}\n";
-    let path = scratch("multipath.conf", conf, 0o644);
-    let text = format!(
-        "[multipath]\nmultipath_conf = \"{}\"\npolling_interval = 3\n\
-         [[device]]\nname = \"a\"\nportals = \"10.0.0.1\"\ntarget = \"iqn.2024-12.a:b\"\nwwid = \"36001\"\n\
-         [[device]]\nname = \"b\"\nportals = \"10.0.0.2\"\ntarget = \"iqn.2024-12.a:b\"\n",
-        path.display()
-    );
-    let c = config(&text);
-    assert_eq!(c.multipath.polling_interval, Duration::from_secs(3));
-    assert_eq!(c.multipath.path_selector, Selector::RoundRobin);
-    let retry: Vec<NoPathRetry> = c
-        .devices
-        .iter()
-        .map(|d| match &d.kind {
-            DeviceKind::Iscsi(i) => i.multipath.no_path_retry,
-            DeviceKind::Local(_) => panic!(),
-        })
-        .collect();
-    assert_eq!(retry, [NoPathRetry::Queue, NoPathRetry::Times(100)]);
-    assert!(c
-        .warnings
-        .iter()
-        .any(|w| w.text.starts_with("section \"blacklist\" is not applied")));
 }
 
 #[test]

@@ -4,12 +4,13 @@
 //! (`_bytes`).
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::address::HostPort;
 use super::origin::{Problem, Setting};
 use super::secrets::Secret;
+use super::unit_rules::UnitRules;
 
 /// A valid configuration.
 #[derive(Debug, Clone)]
@@ -38,6 +39,14 @@ impl Config {
     /// The device of that name.
     pub fn device(&self, name: &str) -> Option<&Device> {
         self.devices.iter().find(|d| d.name == name)
+    }
+
+    /// Where the aliases of user_friendly_names are kept.
+    pub fn bindings_file(&self, multipath: &Multipath) -> PathBuf {
+        match &multipath.bindings_file {
+            Some(file) => self.path.parent().unwrap_or(Path::new(".")).join(file),
+            None => self.chunkserver.data_path.join("bindings"),
+        }
     }
 
     /// The volume of that name.
@@ -313,6 +322,12 @@ pub struct SanPathErr {
 /// `[multipath]`, for one device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Multipath {
+    /// Units without an alias are given one: `alias_prefix` and letters.
+    pub user_friendly_names: bool,
+    /// What such aliases begin with.
+    pub alias_prefix: String,
+    /// Where they are kept; `None`: in `data_path`.
+    pub bindings_file: Option<String>,
     /// Shortest time between checks of a path.
     pub polling_interval: Duration,
     /// Longest, resolved from "auto".
@@ -407,8 +422,10 @@ pub struct IscsiDevice {
     pub lun: u16,
     /// How to log in.
     pub iscsi: Iscsi,
-    /// How its paths are used.
+    /// How its paths are used, as far as that is known before the unit is.
     pub multipath: Multipath,
+    /// How they are used once it is.
+    pub rules: UnitRules,
 }
 
 /// A local disk or file.

@@ -66,6 +66,9 @@ pub enum Command {
         /// A line a path, with wildcards of multipathd: "%m %d %t %T"
         #[arg(long, value_name = "F")]
         format: Option<String>,
+        /// With --format a line a device instead: "%n %w %N %Q %F"
+        #[arg(long, requires = "format")]
+        maps: bool,
         /// Requests that needed more than one path, with each try
         #[arg(long, conflicts_with = "format")]
         events: bool,

@@ -9,6 +9,7 @@
 pub mod admin;
 pub mod antler;
 pub mod assemble;
+mod bindings;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -207,6 +207,9 @@ pub struct Path {
     pub checker: CheckerState,
     /// Held in a group of last resort.
     pub marginal: bool,
+    /// ALUA target port group, if the unit names one.
+    #[serde(default)]
+    pub target_port_group: Option<u16>,
     /// Commands sent and not answered.
     pub in_flight: u32,
     /// Failures since the start.
@@ -274,6 +277,24 @@ pub struct Device {
     /// Writes are refused by the unit.
     #[serde(default)]
     pub read_only: bool,
+    /// Its alias by multipath.conf or user_friendly_names.
+    #[serde(default)]
+    pub alias: Option<String>,
+    /// Product revision.
+    #[serde(default)]
+    pub revision: Option<String>,
+    /// Unit serial number (VPD 80h).
+    #[serde(default)]
+    pub serial: Option<String>,
+    /// The longest transfer, KiB.
+    #[serde(default)]
+    pub max_sectors_kb: Option<u64>,
+    /// `manual`, `immediate`, `followover`, or seconds; `None` for local devices.
+    #[serde(default)]
+    pub failback: Option<String>,
+    /// What becomes of requests without a path, as multipathd says it: `off`, `on`, `12 chk`.
+    #[serde(default)]
+    pub queueing: Option<String>,
 }
 
 /// The object of `antler paths --json`.

@@ -80,10 +80,11 @@ impl Runner<'_> {
                 let events: PathEvents = self.ask(&Request::PathEvents {})?;
                 self.show(&events, render::paths::events)
             }
-            Command::Paths { format, .. } => {
+            Command::Paths { format, maps, .. } => {
                 let paths: Paths = self.ask(&Request::Paths {})?;
                 let text = match format {
-                    Some(format) => render::paths::formatted(&paths, format)?,
+                    Some(format) if *maps => render::wildcards::maps(&paths, format)?,
+                    Some(format) => render::wildcards::paths(&paths, format)?,
                     None => render::paths::tree(&paths),
                 };
                 self.show(&paths, |_| text)

@@ -15,6 +15,7 @@ fn path(portal: &str, state: PathState, checker: CheckerState) -> Path {
         state,
         checker,
         marginal: false,
+        target_port_group: None,
         in_flight: 3,
         failures: if state == PathState::Failed { 3 } else { 0 },
         last_error: (state == PathState::Failed).then(|| "no answer for 60 ms".to_owned()),
@@ -52,6 +53,12 @@ fn device(name: &str, wwid: &str, state: DeviceState, groups: Vec<Group>) -> Dev
         alua: false,
         queue_if_no_path: false,
         read_only: false,
+        alias: None,
+        revision: Some("0001".to_owned()),
+        serial: Some("beaf11".to_owned()),
+        max_sectors_kb: Some(1024),
+        failback: Some("immediate".to_owned()),
+        queueing: Some("12 chk".to_owned()),
     }
 }
 

@@ -8,6 +8,7 @@
 mod commands;
 pub mod data_path;
 pub mod metered;
+mod naming;
 mod owner;
 mod revive;
 mod scrub;
@@ -46,6 +47,7 @@ use crate::model::{self, NodeState, Status};
 use crate::volumes::Volumes;
 use data_path::DataPath;
 use owner::NodeOwner;
+use slot::LegSlot;
 use volume::{Shared, VolumeLife};
 
 /// Registration waits so long for volumes that are still being opened, so that their chunks are in the list
@@ -165,6 +167,7 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
     let (obeyed, mut answers) = mpsc::channel::<Obeyed>(OBEYED_MAX);
     let mut obeyed_last: Option<Obeyed> = None;
     loop {
+        naming::look(&node.config.borrow(), node.slots());
         port.publish(node.snapshot());
         // Answered only now: whoever looks after his command was answered sees what it changed.
         if let Some((call, answer)) = obeyed_last.take() {
@@ -415,12 +418,18 @@ impl Node {
         }
     }
 
+    fn slots(&self) -> impl Iterator<Item = &Rc<LegSlot>> {
+        self.volumes.iter().flat_map(|v| &v.legs)
+    }
+
     async fn reload(&self, new: Config) {
         self.master
             .set_labels(labels(&new.chunkserver.labels))
             .await;
         self.master.set_masters(masters(&new)).await;
-        for slot in self.volumes.iter().flat_map(|v| &v.legs) {
+        for slot in self.slots() {
+            // The new configuration may give it another one.
+            slot.alias.replace(Default::default());
             let Some(device) = new.device(&slot.device.name) else {
                 continue;
             };

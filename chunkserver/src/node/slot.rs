@@ -24,6 +24,8 @@ pub(crate) struct LegSlot {
     pub(crate) out_since: Cell<Option<Instant>>,
     pub(crate) copied: Cell<u64>,
     pub(crate) copying: Cell<u64>,
+    /// The WWID that an alias was looked for, and the alias.
+    pub(crate) alias: RefCell<(String, Option<String>)>,
 }
 
 impl LegSlot {
@@ -38,6 +40,7 @@ impl LegSlot {
             out_since: Cell::new(None),
             copied: Cell::new(0),
             copying: Cell::new(0),
+            alias: RefCell::default(),
         })
     }
 

@@ -9,7 +9,9 @@ use crate::clock::Timestamp;
 use crate::model;
 
 /// A unit by its paths, for `antler paths`.
-pub(crate) fn unit(snapshot: &mpath::Snapshot) -> model::Device {
+pub(crate) fn unit(unit: &mpath::MultipathDevice, alias: Option<String>) -> model::Device {
+    let snapshot = &unit.snapshot();
+    let config = unit.config();
     let identity = snapshot.unit.as_deref();
     let state = match snapshot.state {
         mpath::DeviceState::Ready => model::DeviceState::Ready,
@@ -34,6 +36,36 @@ pub(crate) fn unit(snapshot: &mpath::Snapshot) -> model::Device {
         alua: identity.is_some_and(|u| u.tpgs != 0),
         queue_if_no_path: snapshot.state == mpath::DeviceState::Queueing,
         read_only: identity.is_some_and(|u| u.read_only),
+        alias,
+        revision: identity.map(|u| u.revision.clone()),
+        serial: identity.map(|u| u.serial.clone()),
+        max_sectors_kb: identity.map(|u| u64::from(u.geometry.max_transfer_sectors) / 2),
+        failback: Some(failback(config.failback)),
+        queueing: Some(queueing(&config, unit.role(), snapshot.state)),
+    }
+}
+
+/// As multipathd's %F.
+fn failback(failback: mpath::Failback) -> String {
+    match failback {
+        mpath::Failback::Immediate => "immediate".to_owned(),
+        mpath::Failback::Manual => "manual".to_owned(),
+        mpath::Failback::Followover => "followover".to_owned(),
+        mpath::Failback::After(time) => time.as_secs().to_string(),
+    }
+}
+
+/// As multipathd's %Q: `off`, `on`, or `N chk` as long as the waiting has not begun.
+fn queueing(config: &mpath::Config, role: mpath::Role, state: mpath::DeviceState) -> String {
+    match (state, config.queue_time(role)) {
+        (mpath::DeviceState::Queueing, _) | (_, None) => "on".to_owned(),
+        (mpath::DeviceState::Failed, Some(_)) => "off".to_owned(),
+        (_, Some(time)) if time.is_zero() => "off".to_owned(),
+        // N polling intervals and one second.
+        (_, Some(time)) => {
+            let interval = config.polling_interval.as_millis().max(1);
+            format!("{} chk", time.as_millis().saturating_sub(1000) / interval)
+        }
     }
 }
 
@@ -59,6 +91,12 @@ pub(crate) fn local(name: &str, geometry: Option<blockdev::Geometry>) -> model::
         alua: false,
         queue_if_no_path: false,
         read_only: false,
+        alias: None,
+        revision: None,
+        serial: None,
+        max_sectors_kb: None,
+        failback: None,
+        queueing: None,
     }
 }
 
@@ -109,6 +147,7 @@ fn path(path: &mpath::PathSnapshot) -> model::Path {
         },
         checker,
         marginal: path.is_marginal,
+        target_port_group: path.identity.as_ref().and_then(|u| u.target_port_group),
         in_flight: path.in_flight,
         failures: counters.failures,
         last_error: path.last_error.clone(),

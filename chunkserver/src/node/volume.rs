@@ -700,7 +700,7 @@ impl VolumeLife {
         self.legs
             .iter()
             .map(|slot| match slot.leg() {
-                Some(Leg::Unit(unit)) => translate::unit(&unit.snapshot()),
+                Some(Leg::Unit(unit)) => translate::unit(&unit, slot.alias.borrow().1.clone()),
                 Some(Leg::Local(local)) => {
                     translate::local(&slot.device.name, Some(local.geometry()))
                 }

@@ -7,6 +7,7 @@ pub mod arrays;
 pub mod offline;
 pub mod paths;
 pub mod status;
+pub mod wildcards;
 
 /// Rows of cells, printed with each column as wide as its widest cell.
 #[derive(Debug, Default)]

@@ -24,6 +24,7 @@ pub mod load;
 mod mfs_file;
 pub mod model;
 mod names;
+mod netlink;
 pub mod node;
 pub mod offline;
 pub mod ops;

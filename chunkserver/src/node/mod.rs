@@ -44,6 +44,7 @@ use crate::events::{EventKind, EventLog};
 use crate::exit::Failure;
 use crate::histogram::Histogram;
 use crate::model::{self, NodeState, Status};
+use crate::netlink;
 use crate::volumes::Volumes;
 use data_path::DataPath;
 use owner::NodeOwner;
@@ -147,6 +148,10 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
         listen,
         state: Cell::new(NodeState::Starting),
     });
+    let watched = Rc::downgrade(&node);
+    spawn_local(netlink::watch(rt.clone(), move || {
+        watched.upgrade().map_or_else(Vec::new, |node| node.units())
+    }));
     let accepting = spawn_local(moosefs::net::accept(listener, server, rt.clone()));
     port.publish(node.snapshot());
     wait_until_open(&rt, &node, &mut port).await;
@@ -420,6 +425,11 @@ impl Node {
 
     fn slots(&self) -> impl Iterator<Item = &Rc<LegSlot>> {
         self.volumes.iter().flat_map(|v| &v.legs)
+    }
+
+    /// The units of all volumes, as far as they are there.
+    fn units(&self) -> Vec<Rc<mpath::MultipathDevice>> {
+        self.slots().filter_map(|slot| slot.unit()).collect()
     }
 
     async fn reload(&self, new: Config) {

@@ -14,18 +14,17 @@
 //! before it fires (P5: sockets are read before any deadline is judged); how late a timer was is
 //! told by [`crate::rt::Sleep`] and by the `due` of [`Timed::fire`].
 
-use crate::rt::{Runtime, Timed, Wall};
+use crate::rt::{pass_turn, Runtime, Timed, Wall};
 use crate::{Instant, LocalFuture, Rt};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use std::cell::{Cell, RefCell};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
-use std::future::{poll_fn, Future};
+use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::rc::{Rc, Weak};
-use std::task::Poll;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::io::Interest;
@@ -148,20 +147,6 @@ fn random_batch() -> Vec<u64> {
     words
 }
 
-/// Lets the tasks run that were woken before. Other than tokio's `yield_now` it does not look at
-/// the event queue in between, which is a system call.
-async fn after_those_woken() {
-    let mut is_second = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut is_second, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
-}
-
 struct Alarm(TimerFd);
 
 impl AsRawFd for Alarm {
@@ -263,7 +248,7 @@ impl Timers {
             self.fire_due();
             // Whoever was woken runs first and often arms a timer that is earlier than all others:
             // the descriptor is then set once and not twice.
-            after_those_woken().await;
+            pass_turn().await;
             let next = self.heap.borrow().peek().map(|entry| entry.at);
             if let Some(at) = next {
                 self.set_alarm(at);

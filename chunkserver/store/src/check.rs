@@ -3,7 +3,7 @@
 
 use crate::alloc::Role;
 use crate::directory::Kind;
-use crate::layout::{Ptr, BLOCK_GRANULES, MAP_PTRS};
+use crate::layout::{Ptr, BLOCK_GRANULES, MAP_PTRS, UNIT_BYTES};
 use crate::maps::Missing;
 use crate::open::OpenError;
 use crate::options::Options;
@@ -344,6 +344,7 @@ impl Store {
             });
             return;
         }
+        let mut used = Vec::new();
         for (unit, refs, crc) in self.region_entries(region) {
             let counted = counts.refs.get(unit as usize).copied().unwrap_or(0);
             let right_crc = counts.sums.get(&unit).copied().unwrap_or(crc);
@@ -362,13 +363,13 @@ impl Store {
                 }
             }
             if options.data && counted > 0 {
-                let ptr = Ptr {
+                used.push(Ptr {
                     unit,
                     crc: right_crc,
-                };
-                self.examine_data(ptr, options.repair, bad).await;
+                });
             }
         }
+        self.examine_data(&used, options.repair, bad).await;
         if options.repair {
             self.core.borrow_mut().alloc.recount_page(region);
         }
@@ -376,21 +377,21 @@ impl Store {
 
     async fn examine_data(
         &self,
-        ptr: Ptr,
+        ptrs: &[Ptr],
         repair: bool,
         bad: &mut BTreeMap<u64, Vec<(Option<LegIndex>, bool)>>,
     ) {
-        let fetched = self.medium.fetch_each_leg(ptr, IoCtx::background()).await;
-        if fetched.bad.is_empty() {
-            return;
-        }
-        let Some(good) = fetched.good else {
-            bad.entry(ptr.unit).or_default().push((None, false));
-            return;
-        };
-        for (leg, since) in fetched.bad {
-            let repaired = repair && self.heal(ptr, good.clone(), vec![(leg, since)]).await == 1;
-            bad.entry(ptr.unit).or_default().push((Some(leg), repaired));
+        let ctx = IoCtx::background();
+        for (ptr, fetched) in self.medium.verify_each_leg(ptrs, ctx).await {
+            let told = bad.entry(ptr.unit).or_default();
+            let Some(good) = fetched.good else {
+                told.push((None, false));
+                continue;
+            };
+            for leg in fetched.bad {
+                let repaired = repair && self.heal(ptr, good.clone(), vec![leg]).await == 1;
+                told.push((Some(leg.0), repaired));
+            }
         }
     }
 
@@ -455,24 +456,26 @@ impl Store {
             step.errors += 1;
             return step;
         }
-        for (unit, refs, crc) in self.region_entries(region) {
-            let ptr = Ptr { unit, crc };
-            if refs == 0 || self.cache.borrow().is_in_flight(unit) {
-                continue;
-            }
-            let fetched = self.medium.fetch_each_leg(ptr, IoCtx::background()).await;
-            step.checked_bytes += crate::layout::UNIT_BYTES as u64;
+        let entries = self.region_entries(region).into_iter();
+        let ptrs: Vec<Ptr> = entries
+            .filter(|(unit, refs, _)| *refs > 0 && !self.cache.borrow().is_in_flight(*unit))
+            .map(|(unit, _, crc)| Ptr { unit, crc })
+            .collect();
+        step.checked_bytes = ptrs.len() as u64 * UNIT_BYTES as u64;
+        let wrong = self.medium.verify_each_leg(&ptrs, IoCtx::background());
+        for (ptr, fetched) in wrong.await {
             // Given up or written anew while it was read: not an error.
-            let missing = self.core.borrow_mut().missing_units(vec![unit]);
+            let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
             let known = missing.is_empty() || self.load(missing).await.is_ok();
-            if fetched.bad.is_empty() || !known || !self.core.borrow_mut().holds(ptr) {
+            let is_in_flight = self.cache.borrow().is_in_flight(ptr.unit);
+            if !known || is_in_flight || !self.core.borrow_mut().holds(ptr) {
                 continue;
             }
             step.errors += fetched.bad.len() as u64;
             match fetched.good {
                 Some(good) => step.healed += self.heal(ptr, good, fetched.bad).await as u64,
                 None if fetched.unreadable => {}
-                None => step.damaged.push(unit),
+                None => step.damaged.push(ptr.unit),
             }
         }
         step

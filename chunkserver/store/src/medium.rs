@@ -1,16 +1,26 @@
 //! Reads that are checked against their sums, from whichever leg has the right bytes.
 
 use crate::layout::{sector, Page, Ptr, UNIT_BYTES, UNIT_SECTORS};
-use blockdev::{Buf, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Mirror, Op, Pool, Seq};
+use blockdev::rt::pass_turn;
+use blockdev::{
+    Buf, Completion, Done, IoCtx, IoError, IoResult, IoVec, Kind, LegIndex, Mirror, Op, Pool,
+    Sector, Seq,
+};
 use chunk_api::crc::crc32;
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 /// Units of one read at most.
 const READ_UNITS_MAX: usize = 256;
 /// Units asked for at once when many are wanted.
 const WINDOW_UNITS: usize = 4096;
+/// Reads under way on each leg while every leg is verified.
+const VERIFY_READS_IN_FLIGHT: usize = 8;
+/// Units under way on each leg meanwhile: 2 MiB, so that what a client asks for does not queue behind more.
+const VERIFY_UNITS_IN_FLIGHT: usize = 2 * READ_UNITS_MAX;
 
 /// A granule that was asked for.
+#[derive(Default)]
 pub(crate) struct Fetched {
     /// The bytes that match the pointer; `None`: no leg has them.
     pub(crate) good: Option<Buf>,
@@ -19,6 +29,9 @@ pub(crate) struct Fetched {
     /// A leg did not answer (a medium error is an answer): the bytes may exist all the same.
     pub(crate) unreadable: bool,
 }
+
+/// One read, asked of several legs.
+type LegReads = Vec<(LegIndex, Completion)>;
 
 /// The mirror, read by pointers.
 #[derive(Clone)]
@@ -40,6 +53,17 @@ pub(crate) fn granule(data: &IoVec, index: usize, pool: &Pool) -> Buf {
     }
 }
 
+/// Neighbours together, in pieces that one read takes.
+fn runs(ptrs: &[Ptr]) -> impl Iterator<Item = &[Ptr]> {
+    ptrs.chunk_by(|a, b| b.unit == a.unit + 1)
+        .flat_map(|run| run.chunks(READ_UNITS_MAX))
+}
+
+/// Where a run begins, and its sectors.
+fn extent(run: &[Ptr]) -> (Sector, u32) {
+    (sector(run[0].unit), run.len() as u32 * UNIT_SECTORS as u32)
+}
+
 impl Medium {
     fn matches(&self, data: &[u8], ptr: Ptr) -> bool {
         blockdev::mutation::off("store.checksum") || crc32(data) == ptr.crc
@@ -50,13 +74,8 @@ impl Medium {
         let mut out = Vec::with_capacity(ptrs.len());
         for window in ptrs.chunks(WINDOW_UNITS) {
             let mut reads = Vec::new();
-            let follows = |a: &Ptr, b: &Ptr| b.unit == a.unit + 1;
-            for run in window
-                .chunk_by(follows)
-                .flat_map(|run| run.chunks(READ_UNITS_MAX))
-            {
-                let at = sector(run[0].unit);
-                let sectors = run.len() as u32 * UNIT_SECTORS as u32;
+            for run in runs(window) {
+                let (at, sectors) = extent(run);
                 reads.push((run, self.mirror.submit(Op::Read { at, sectors }, ctx)));
             }
             for (run, read) in reads {
@@ -82,39 +101,103 @@ impl Medium {
 
     /// Looks for the bytes on every leg.
     pub(crate) async fn fetch_each_leg(&self, ptr: Ptr, ctx: IoCtx) -> Fetched {
-        let mut out = Fetched {
-            good: None,
-            bad: Vec::new(),
-            unreadable: false,
-        };
-        for leg in (0..self.mirror.legs()).map(LegIndex) {
-            if !self.mirror.in_sync(leg) {
-                continue;
-            }
-            let sectors = UNIT_SECTORS as u32;
-            match self
-                .mirror
-                .read_leg(leg, sector(ptr.unit), sectors, ctx)
-                .await
-            {
-                Ok(Done::Read(data, seq)) if data.len() == UNIT_BYTES => {
-                    let buf = granule(&data, 0, &self.pool);
-                    match self.matches(&buf, ptr) {
-                        true => out.good = Some(buf),
-                        false => out.bad.push((leg, seq)),
-                    }
-                }
-                Err(IoError {
-                    kind: Kind::Medium { .. },
-                    ..
-                }) => out.bad.push((leg, Seq(0))),
-                _ => {
-                    out.unreadable = true;
-                    out.bad.push((leg, Seq(0)));
-                }
+        let mut out = Fetched::default();
+        for leg in self.legs() {
+            if let Some(read) = self.read_leg(leg, &[ptr], ctx) {
+                self.judge(leg, ptr, read.await, &mut out);
             }
         }
         out
+    }
+
+    /// Reads what the pointers name on every leg, neighbours together, all legs beside each other and past the
+    /// caches. Returns the granules that some leg has wrong.
+    pub(crate) async fn verify_each_leg(&self, ptrs: &[Ptr], ctx: IoCtx) -> Vec<(Ptr, Fetched)> {
+        let mut wrong = Vec::new();
+        let mut waiting = runs(ptrs).peekable();
+        let mut under_way: VecDeque<(&[Ptr], LegReads)> = VecDeque::new();
+        let mut units = 0;
+        loop {
+            while let Some(run) = waiting.next_if(|run| {
+                under_way.len() < VERIFY_READS_IN_FLIGHT
+                    && units + run.len() <= VERIFY_UNITS_IN_FLIGHT
+            }) {
+                let reads = self.legs();
+                let reads = reads.filter_map(|leg| Some((leg, self.read_leg(leg, run, ctx)?)));
+                units += run.len();
+                under_way.push_back((run, reads.collect()));
+            }
+            let Some((run, reads)) = under_way.pop_front() else {
+                return wrong;
+            };
+            units -= run.len();
+            self.verify_run(run, reads, ctx, &mut wrong).await;
+        }
+    }
+
+    async fn verify_run(
+        &self,
+        run: &[Ptr],
+        reads: LegReads,
+        ctx: IoCtx,
+        wrong: &mut Vec<(Ptr, Fetched)>,
+    ) {
+        let mut found: Vec<Fetched> = run.iter().map(|_| Fetched::default()).collect();
+        for (leg, read) in reads {
+            match read.await {
+                Ok(Done::Read(data, seq)) if data.len() == run.len() * UNIT_BYTES => {
+                    for (i, (&ptr, out)) in run.iter().zip(&mut found).enumerate() {
+                        let part = data.slice(i * UNIT_BYTES..(i + 1) * UNIT_BYTES);
+                        self.judge(leg, ptr, Ok(Done::Read(part, seq)), out);
+                    }
+                }
+                // Which of them it was is told by each alone.
+                _ if run.len() > 1 => {
+                    for (&ptr, out) in run.iter().zip(&mut found) {
+                        if let Some(read) = self.read_leg(leg, &[ptr], ctx) {
+                            self.judge(leg, ptr, read.await, out);
+                        }
+                    }
+                }
+                alone => self.judge(leg, run[0], alone, &mut found[0]),
+            }
+            // Sums of a MiB take a while: whoever was woken meanwhile goes first.
+            pass_turn().await;
+        }
+        let is_wrong = |(_, out): &(Ptr, Fetched)| !out.bad.is_empty();
+        wrong.extend(run.iter().copied().zip(found).filter(is_wrong));
+    }
+
+    fn legs(&self) -> impl Iterator<Item = LegIndex> {
+        (0..self.mirror.legs()).map(LegIndex)
+    }
+
+    /// Asks a leg for adjacent units; `None`: its content does not count.
+    fn read_leg(&self, leg: LegIndex, run: &[Ptr], ctx: IoCtx) -> Option<Completion> {
+        let (at, sectors) = extent(run);
+        let counts = self.mirror.in_sync(leg);
+        counts.then(|| self.mirror.read_leg(leg, at, sectors, ctx))
+    }
+
+    /// Enters what a leg answered for one unit.
+    fn judge(&self, leg: LegIndex, ptr: Ptr, answer: IoResult, out: &mut Fetched) {
+        match answer {
+            Ok(Done::Read(data, seq)) if data.len() == UNIT_BYTES => {
+                let buf = granule(&data, 0, &self.pool);
+                match self.matches(&buf, ptr) {
+                    true => out.good = Some(buf),
+                    false => out.bad.push((leg, seq)),
+                }
+            }
+            Err(IoError {
+                kind: Kind::Medium { .. },
+                ..
+            }) => out.bad.push((leg, Seq(0))),
+            _ => {
+                out.unreadable = true;
+                out.bad.push((leg, Seq(0)));
+            }
+        }
     }
 
     /// Reads pages; `Err` names the first pointer that no leg can satisfy.

@@ -227,6 +227,12 @@ pub struct SimMirror {
     pub read_bytes: Cell<u64>,
     pub write_bytes: Cell<u64>,
     pub max_delay_us: Cell<u64>,
+    /// Reads of single legs: which one, and where.
+    pub leg_reads: RefCell<Vec<(u8, Range<u64>)>>,
+    /// Sectors under way in reads, and the most there were at a time.
+    pub reading: Rc<Cell<(u64, u64)>>,
+    /// Sectors that leg 1 cannot read.
+    pub unreadable: RefCell<BTreeSet<u64>>,
     log: RefCell<BTreeMap<u64, Range<u64>>>,
 }
 
@@ -251,6 +257,9 @@ impl SimMirror {
             read_bytes: Cell::new(0),
             write_bytes: Cell::new(0),
             max_delay_us: Cell::new(300),
+            leg_reads: RefCell::default(),
+            reading: Rc::default(),
+            unreadable: RefCell::default(),
             log: RefCell::default(),
         })
     }
@@ -271,8 +280,13 @@ impl SimMirror {
         let (rt, delay) = (self.rt.clone(), self.delay());
         self.read_bytes
             .set(self.read_bytes.get() + u64::from(sectors) * 512);
+        let reading = self.reading.clone();
+        let count = u64::from(sectors);
+        let (now, most) = reading.get();
+        reading.set((now + count, most.max(now + count)));
         self.rt.spawn(async move {
             rt.sleep(delay).await;
+            reading.set((reading.get().0 - count, reading.get().1));
             let data = disks[leg].borrow().read(at.0, sectors as usize);
             promise.complete(Ok(Done::Read(pool.copy_now(&data), Seq(seq))));
         });
@@ -386,7 +400,15 @@ impl Mirror for SimMirror {
     }
 
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, _ctx: IoCtx) -> Completion {
-        self.read_at(leg.0.into(), at, sectors)
+        let range = at.0..at.0 + u64::from(sectors);
+        self.leg_reads.borrow_mut().push((leg.0, range.clone()));
+        let first_bad = self.unreadable.borrow().range(range).next().copied();
+        match first_bad.filter(|_| leg.0 == 1) {
+            Some(bad) => Completion::refused(Kind::Medium {
+                first_bad: Sector(bad),
+            }),
+            None => self.read_at(leg.0.into(), at, sectors),
+        }
     }
 
     fn rewrite(&self, leg: LegIndex, at: Sector, good: IoVec, since: Seq, _: IoCtx) -> Completion {

@@ -8,7 +8,9 @@
 //! - `SO_RCVLOWAT` follows [`Link::gather`]: most of the cost of small reads is being woken once per
 //!   answer. Behind each mark stands a `timerfd` of the link's own, because error answers are shorter
 //!   than data answers and commands can hang. The timers of [`blockdev::Rt`] would do, but they are
-//!   shared, so each wait would cost a second wake-up and a second system call.
+//!   shared, so each wait would cost a second wake-up and a second system call. Setting it is still
+//!   the dearest call of a wait (11 µs on a virtual machine, whose timer hardware the host keeps), so
+//!   there is no mark where answers come in bunches by themselves: see `Bunches`.
 
 use crate::name::Portal;
 use crate::net::{Coming, Link, Net};
@@ -34,6 +36,10 @@ const BUFFER_BYTES: usize = 1 << 20;
 const MARK_BYTES_MAX: usize = 256 << 10;
 /// After so many waits in vain something hangs: answers are then taken one by one.
 const FRUITLESS_MAX: u32 = 3;
+/// One of so many marked waits is followed by one without a mark, to see what it brings.
+const TRIAL_EVERY: u32 = 128;
+/// Unmarked waits in a row that may bring too little.
+const POOR_MAX: u32 = 3;
 
 /// Opens TCP connections. To be used inside a tokio runtime with I/O enabled.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,43 +47,45 @@ pub struct TcpNet;
 
 impl Net for TcpNet {
     fn connect(&self, to: Portal, from: Option<IpAddr>) -> LocalFuture<io::Result<Box<dyn Link>>> {
-        Box::pin(async move {
-            let to = SocketAddr::new(to.address, to.port);
-            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_nonblocking(true)?;
-            socket.set_linger(Some(Duration::ZERO))?;
-            socket.set_tcp_nodelay(true)?;
-            socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
-            if let Some(from) = from {
-                socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
-            }
-            match socket.connect(&SockAddr::from(to)) {
-                Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
-                Err(error) => return Err(error),
-            }
-            let writer = socket.try_clone()?;
-            // SAFETY: the descriptor is owned by what is registered and never replaced.
-            let writer = unsafe { AsyncFd::register_with_interest(writer, Interest::WRITABLE)? };
-            // A socket becomes writable when it is connected, or has failed to be.
-            writer.writable().await?.retain_ready();
-            if let Some(error) = socket.take_error()? {
-                return Err(error);
-            }
-            // SAFETY: as above.
-            let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
-            let link = TcpLink {
-                socket,
-                writer,
-                mark: 1,
-                has_room: false,
-                alarm: Alarm::register()?,
-                waiting: None,
-                fruitless: 0,
-            };
-            Ok(Box::new(link) as Box<dyn Link>)
-        })
+        Box::pin(async move { Ok(Box::new(open(to, from).await?) as Box<dyn Link>) })
     }
+}
+
+async fn open(to: Portal, from: Option<IpAddr>) -> io::Result<TcpLink> {
+    let to = SocketAddr::new(to.address, to.port);
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_linger(Some(Duration::ZERO))?;
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT_BYTES)?;
+    if let Some(from) = from {
+        socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+    }
+    match socket.connect(&SockAddr::from(to)) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        Err(error) => return Err(error),
+    }
+    let writer = socket.try_clone()?;
+    // SAFETY: the descriptor is owned by what is registered and never replaced.
+    let writer = unsafe { AsyncFd::register_with_interest(writer, Interest::WRITABLE)? };
+    // A socket becomes writable when it is connected, or has failed to be.
+    writer.writable().await?.retain_ready();
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    // SAFETY: as above.
+    let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+    Ok(TcpLink {
+        socket,
+        writer,
+        mark: 1,
+        has_room: false,
+        alarm: Alarm::register()?,
+        waiting: None,
+        fruitless: 0,
+        bunches: Bunches::default(),
+    })
 }
 
 /// The socket is registered twice, once for each direction: a registration for both is woken by
@@ -94,6 +102,63 @@ struct TcpLink {
     waiting: Option<Duration>,
     /// Waits that ended with nothing to read, since the last byte.
     fruitless: u32,
+    bunches: Bunches,
+}
+
+/// Whether answers come in bunches by themselves, as from a target that writes many at once or a
+/// network card that coalesces. A wait without a mark that brings no less than the mark would have
+/// brought saves the timer behind it. Where answers come one by one every wait is marked but for a
+/// trial now and then.
+#[derive(Debug)]
+struct Bunches {
+    /// Marked waits before the next trial; 0: waits go unmarked.
+    marked_left: u32,
+    /// Unmarked waits in a row that brought too little.
+    poor: u32,
+    /// What the wait is to bring, in bytes, and what it has brought.
+    goal: usize,
+    got: usize,
+}
+
+impl Default for Bunches {
+    fn default() -> Bunches {
+        Bunches {
+            marked_left: TRIAL_EVERY,
+            poor: 0,
+            goal: 0,
+            got: 0,
+        }
+    }
+}
+
+impl Bunches {
+    fn took(&mut self, bytes: usize) {
+        self.got += bytes;
+    }
+
+    /// Whether the next wait does without a mark of `goal` bytes.
+    fn come_by_themselves(&mut self, goal: usize) -> bool {
+        let got = std::mem::take(&mut self.got);
+        if got > 0 {
+            self.judge(got);
+        }
+        self.goal = goal;
+        self.marked_left == 0
+    }
+
+    fn judge(&mut self, got: usize) {
+        if self.marked_left > 0 {
+            self.marked_left -= 1;
+            // A trial fails by a single poor wait.
+            self.poor = POOR_MAX;
+        } else if got >= self.goal {
+            self.poor = 0;
+        } else if self.poor < POOR_MAX {
+            self.poor += 1;
+        } else {
+            self.marked_left = TRIAL_EVERY;
+        }
+    }
 }
 
 struct Alarm(TimerFd);
@@ -138,18 +203,18 @@ impl TcpLink {
             }
             done => {
                 self.fruitless = 0;
+                self.bunches.took(*done.as_ref().unwrap_or(&0));
                 Poll::Ready(done)
             }
         }
     }
 
     /// The mark for so many bytes due: half of them, a power of two so that it seldom changes, and
-    /// never above what is due.
+    /// never above what is due. None where it would save nothing.
     fn follow(&mut self, due: usize) {
-        let wanted = match self.fruitless < FRUITLESS_MAX {
-            true => (1 << (due / 2).max(1).ilog2()).min(MARK_BYTES_MAX),
-            false => 1,
-        };
+        let half = (1 << (due / 2).max(1).ilog2()).min(MARK_BYTES_MAX);
+        let is_vain = self.fruitless >= FRUITLESS_MAX || self.bunches.come_by_themselves(half);
+        let wanted = if is_vain { 1 } else { half };
         let mark = self.mark;
         let is_low = wanted < mark && (wanted == 1 || due < mark || wanted <= mark / 4);
         if wanted > mark || is_low {
@@ -212,6 +277,7 @@ impl Link for TcpLink {
             match guard.get_inner().read_vectored(bufs) {
                 Ok(read) => {
                     (self.waiting, self.fruitless) = (None, 0);
+                    self.bunches.took(read);
                     // Epoll is edge-triggered: after a short read the next byte is a new edge, so
                     // the read that would only say "nothing more" is spared.
                     if read > 0 && read < offered {
@@ -251,8 +317,7 @@ impl Link for TcpLink {
 
     fn gather(&mut self, coming: Coming) {
         let within = match coming {
-            Coming::Unknown if self.mark == 1 => return,
-            Coming::Unknown => return self.follow(0),
+            Coming::Unknown => return self.put_mark(1),
             Coming::Many { due, within } => {
                 self.follow(due);
                 within
@@ -268,8 +333,91 @@ impl Link for TcpLink {
             // Without its bound there is no mark.
             match self.set_alarm(within) {
                 Ok(()) => self.waiting = Some(within),
-                Err(_) => self.follow(0),
+                Err(_) => self.put_mark(1),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    /// Marks of `waits` waits with a goal of 1000 bytes, each bringing `brings` if it has no mark,
+    /// else the goal.
+    fn marks(bunches: &mut Bunches, waits: u32, brings: usize) -> u32 {
+        let mut marked = 0;
+        for _ in 0..waits {
+            let is_free = bunches.come_by_themselves(1000);
+            bunches.took(if is_free { brings } else { 1000 });
+            marked += u32::from(!is_free);
+        }
+        marked
+    }
+
+    #[test]
+    fn answers_one_by_one_are_gathered_but_for_trials() {
+        let mut bunches = Bunches::default();
+        let waits = 10 * (TRIAL_EVERY + 1);
+        assert_eq!(marks(&mut bunches, waits, 999), waits - 10);
+    }
+
+    #[test]
+    fn bunches_need_no_mark() {
+        let mut bunches = Bunches::default();
+        assert_eq!(marks(&mut bunches, 1000, 1000), TRIAL_EVERY);
+        assert_eq!(marks(&mut bunches, POOR_MAX, 10), 0, "a few poor waits");
+        assert_eq!(marks(&mut bunches, 10, 1000), 0, "and all is well again");
+        assert_eq!(
+            marks(&mut bunches, TRIAL_EVERY, 10),
+            TRIAL_EVERY - POOR_MAX - 1
+        );
+    }
+
+    /// A turn in which nothing was read goes on with the same wait.
+    #[test]
+    fn a_wait_that_goes_on_is_not_judged() {
+        let mut bunches = Bunches::default();
+        marks(&mut bunches, TRIAL_EVERY + 1, 1000);
+        for _ in 0..10 * POOR_MAX {
+            assert!(bunches.come_by_themselves(1000));
+            bunches.took(0);
+        }
+    }
+
+    /// On a socket: 4 KiB at once are read without a mark in the end, and 16 bytes with one.
+    #[test]
+    fn a_link_marks_what_comes_in_drops_and_not_what_comes_in_bunches() {
+        let due = Coming::Many {
+            due: 8192,
+            within: Duration::from_micros(100),
+        };
+        let done = blockdev::driver::run_shard(|_| async move {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let at = listener.local_addr().expect("bound");
+            let portal = Portal {
+                address: at.ip(),
+                port: at.port(),
+            };
+            let mut link = open(portal, None).await.expect("connects");
+            let (mut peer, _) = listener.accept().expect("accepts");
+            for (bytes, waits, mark) in [(4096, TRIAL_EVERY + 2, 1), (16, POOR_MAX + 2, 4096)] {
+                for _ in 0..waits {
+                    link.gather(due);
+                    peer.write_all(&vec![0; bytes]).expect("sent");
+                    let mut left = bytes;
+                    while left > 0 {
+                        let mut buf = [0; 8192];
+                        let read =
+                            poll_fn(|cx| link.poll_read(cx, &mut [IoSliceMut::new(&mut buf)]));
+                        left -= read.await.expect("received");
+                    }
+                }
+                link.gather(due);
+                assert_eq!(link.mark, mark, "{bytes} bytes at a time");
+            }
+        });
+        done.expect("a shard");
     }
 }

@@ -1,16 +1,16 @@
-//! What does the initiator cost beside libiscsi's? `bench iscsi`'s engine and `iscsi-perf` read the
-//! same unit on 127.0.0.1 in turns of equal time, with as many reads in flight; the ratios are
-//! medians over the pairs. Beside each stands the bar that the initiator is held to.
+//! What does the initiator cost beside libiscsi? `bench iscsi`'s engine and a client on libiscsi do the
+//! same I/Os to the same unit on 127.0.0.1 in turns of equal time, with as many in flight; the ratios
+//! are medians over the pairs. Beside each stands the bar that the initiator is held to.
 //!
-//! First a null unit of a real tgt, whose one network thread is the ceiling of both. Then the
-//! scripted target of the initiator's tests in its plain mode, which is not. Last what digests cost,
-//! and what large writes cost where the target takes but 8 KiB at a time.
+//! First reads and writes of a null unit of a real tgt, whose one network thread is the ceiling of
+//! both. Then the scripted target of the initiator's tests in its plain mode, which is not. Last what
+//! digests cost, and what large writes cost where the target takes but 8 KiB at a time.
 //!
-//! `iscsi-perf` can neither write nor read blocks of one size at random (with `-r` it draws the size
-//! as well), so both read in order; to neither unit does order matter. It tells no latencies either:
-//! ours are printed alone. CPU time is user and system of the client alone; `iscsi-perf`'s includes
-//! its start and login, ours the login. Who was saturated is said by the busiest thread: tgt does
-//! all network I/O of a target in one, and each client has one.
+//! libiscsi's own `iscsi-perf` can neither write nor tell latencies, so its loop is rebuilt in
+//! [`benches::libiscsi`]; the part `yardstick` holds that against the program. Both go through the
+//! unit in order; to neither unit does order matter. CPU time is user and system of the client's
+//! thread, login included. Who was saturated is said by the busiest thread: tgt does all network I/O
+//! of a target in one, the scripted target all of a connection, and each client has one.
 //!
 //! On a machine that does other things as well tgt answers one by one, and nothing gathers: run it
 //! alone, or at real-time priority (`chrt -r 1`).
@@ -18,7 +18,8 @@
 #[path = "../../iscsi-initiator/tests/script/mod.rs"]
 mod script;
 
-use benches::{children_cpu, is_chosen, is_smoke, rounds, show, sized, thread_cpu};
+use benches::libiscsi::{self, Finished, Job};
+use benches::{children_cpu, is_chosen, is_smoke, process_cpu, rounds, show, sized, thread_cpu};
 use blockdev::driver::run_shard;
 use blockdev::Pool;
 use harness::command::{require, run};
@@ -45,42 +46,71 @@ const SATURATED: f64 = 0.9;
 /// LUN of tgt's null unit, beside the harness's disk.
 const NULL_LUN: u32 = 2;
 
-/// A question: reads of so many bytes, so many in flight, and the bars for the ratios.
+/// A question: I/Os of so many bytes, so many in flight, and the bars for the ratios.
 struct Workload {
     name: &'static str,
+    mode: Mode,
     bytes: u32,
     depth: usize,
     iops_bar: f64,
     cpu_bar: Option<f64>,
+    p99_bar: Option<f64>,
 }
 
-const fn workload(
+const fn of_tgt(
     name: &'static str,
+    mode: Mode,
     bytes: u32,
     depth: usize,
-    iops_bar: f64,
-    cpu_bar: Option<f64>,
+    cpu_bar: f64,
 ) -> Workload {
     Workload {
         name,
+        mode,
         bytes,
         depth,
-        iops_bar,
-        cpu_bar,
+        iops_bar: 1.0,
+        cpu_bar: Some(cpu_bar),
+        p99_bar: Some(1.0),
     }
 }
 
-const OF_TGT: [Workload; 5] = [
-    workload("tgt, 4 KiB, 1 at a time", 4096, 1, 1.0, Some(1.0)),
-    workload("tgt, 4 KiB, 16 at a time", 4096, 16, 1.0, Some(0.5)),
-    workload("tgt, 4 KiB, 64 at a time", 4096, 64, 1.0, Some(0.4)),
-    workload("tgt, 64 KiB, 8 at a time", 65_536, 8, 1.0, Some(0.6)),
-    workload("tgt, 1 MiB, 4 at a time", 1 << 20, 4, 1.0, Some(0.6)),
+const fn of_script(name: &'static str, depth: usize, iops_bar: f64) -> Workload {
+    Workload {
+        name,
+        mode: Mode::Read,
+        bytes: 4096,
+        depth,
+        iops_bar,
+        cpu_bar: None,
+        p99_bar: None,
+    }
+}
+
+const MIB: u32 = 1 << 20;
+
+const OF_TGT: [Workload; 10] = [
+    of_tgt("tgt, read 4 KiB, 1 at a time", Mode::Read, 4096, 1, 1.0),
+    of_tgt("tgt, read 4 KiB, 16 at a time", Mode::Read, 4096, 16, 0.5),
+    of_tgt("tgt, read 4 KiB, 64 at a time", Mode::Read, 4096, 64, 0.4),
+    of_tgt("tgt, read 64 KiB, 8 at a time", Mode::Read, 65_536, 8, 0.6),
+    of_tgt("tgt, read 1 MiB, 4 at a time", Mode::Read, MIB, 4, 0.6),
+    of_tgt("tgt, write 4 KiB, 1 at a time", Mode::Write, 4096, 1, 1.0),
+    of_tgt("tgt, write 4 KiB, 16 at a time", Mode::Write, 4096, 16, 0.5),
+    of_tgt("tgt, write 4 KiB, 64 at a time", Mode::Write, 4096, 64, 0.4),
+    of_tgt(
+        "tgt, write 64 KiB, 8 at a time",
+        Mode::Write,
+        65_536,
+        8,
+        0.6,
+    ),
+    of_tgt("tgt, write 1 MiB, 4 at a time", Mode::Write, MIB, 4, 0.6),
 ];
 
 const OF_SCRIPT: [Workload; 2] = [
-    workload("scripted, 4 KiB, 16 at a time", 4096, 16, 1.5, None),
-    workload("scripted, 4 KiB, 64 at a time", 4096, 64, 2.0, None),
+    of_script("scripted, read 4 KiB, 16 at a time", 16, 1.5),
+    of_script("scripted, read 4 KiB, 64 at a time", 64, 2.0),
 ];
 
 /// A unit that both clients can reach.
@@ -99,9 +129,9 @@ struct Turn {
     cpu_ns: f64,
     /// CPU time of the client beside time.
     client_load: f64,
-    /// The same of tgtd's network thread.
+    /// The same of the target's thread.
     target_load: f64,
-    p99_us: u64,
+    p99_us: f64,
 }
 
 /// How our client goes about it.
@@ -124,23 +154,28 @@ fn first_thread_cpu(pid: u32) -> Duration {
     Duration::from_nanos(ns.unwrap_or_else(|| panic!("{path}: {text:?}")))
 }
 
-/// Runs a client, which tells its I/Os, its CPU time, how long it was at it, and its p99.
-fn turn(unit: &Unit<'_>, client: impl FnOnce() -> (f64, Duration, Duration, u64)) -> Turn {
-    let target_cpu = || {
-        unit.tgt
-            .map_or(Duration::ZERO, |tgt| first_thread_cpu(tgt.pid()))
+/// Runs a client and says what the target was at meanwhile.
+fn turn(unit: &Unit<'_>, client: impl FnOnce() -> Finished) -> Turn {
+    let target_cpu = || match unit.tgt {
+        Some(tgt) => first_thread_cpu(tgt.pid()),
+        // The scripted target's threads are all the others of this process.
+        None => process_cpu(None) - thread_cpu(),
     };
     let before = target_cpu();
-    let (ios, cpu, wall, p99_us) = client();
-    let load = |cpu: Duration| cpu.as_secs_f64() / wall.as_secs_f64();
+    let done = client();
+    let load = |cpu: Duration| cpu.as_secs_f64() / done.wall.as_secs_f64();
     Turn {
-        iops: ios / wall.as_secs_f64(),
-        cpu_ns: cpu.as_nanos() as f64 / ios.max(1.0),
-        client_load: load(cpu),
+        iops: done.ios as f64 / done.wall.as_secs_f64(),
+        cpu_ns: done.cpu.as_nanos() as f64 / done.ios.max(1) as f64,
+        client_load: load(done.cpu),
         target_load: load(target_cpu() - before),
-        p99_us,
+        p99_us: done.p99.as_nanos() as f64 / 1e3,
     }
 }
+
+/// I/Os of a smoke test, bytes of the unit that are used.
+const SMOKE_IOS: u64 = 32;
+const SPAN_BYTES: u64 = UNIT_BYTES / 2;
 
 fn ours(unit: &Unit<'_>, bytes: u32, depth: usize, way: Way) -> Turn {
     let port = PortConfig {
@@ -156,9 +191,9 @@ fn ours(unit: &Unit<'_>, bytes: u32, depth: usize, way: Way) -> Turn {
         block_bytes: bytes,
         iodepth: depth,
         runtime: Duration::from_secs(TURN_S),
-        size_bytes: is_smoke().then(|| u64::from(bytes) * 32),
+        size_bytes: is_smoke().then(|| u64::from(bytes) * SMOKE_IOS),
         offset_bytes: 0,
-        span_bytes: Some(UNIT_BYTES / 2),
+        span_bytes: Some(SPAN_BYTES),
         seed: 1,
         trace: false,
     };
@@ -175,12 +210,32 @@ fn ours(unit: &Unit<'_>, bytes: u32, depth: usize, way: Way) -> Turn {
         let cpu = thread_cpu() - before;
         let report = report.expect("a shard").expect("a session");
         assert_eq!(report.errors, 0, "{:?}", report.first_error);
-        let wall = Duration::from_secs_f64(report.elapsed_s);
-        (report.ios as f64, cpu, wall, report.lat_us.p99)
+        Finished {
+            ios: report.ios,
+            cpu,
+            wall: Duration::from_secs_f64(report.elapsed_s),
+            p99: Duration::from_micros(report.lat_us.p99),
+        }
     })
 }
 
-fn theirs(unit: &Unit<'_>, bytes: u32, depth: usize) -> Turn {
+fn theirs(unit: &Unit<'_>, bytes: u32, depth: usize, mode: Mode) -> Turn {
+    let job = Job {
+        portal: unit.portal.clone(),
+        target: unit.target.clone(),
+        lun: unit.lun,
+        is_write: mode.writes(),
+        bytes,
+        depth,
+        span_bytes: SPAN_BYTES,
+        runtime: Duration::from_secs(TURN_S),
+        ios_max: sized(u64::MAX, SMOKE_IOS),
+    };
+    turn(unit, || libiscsi::run(&job))
+}
+
+/// libiscsi's own program. Its CPU time includes its start.
+fn program(unit: &Unit<'_>, bytes: u32, depth: usize) -> Turn {
     let Unit {
         portal,
         target,
@@ -197,16 +252,20 @@ fn theirs(unit: &Unit<'_>, bytes: u32, depth: usize) -> Turn {
         let before = children_cpu();
         let finished = run(&mut command, Duration::from_secs(TURN_S + 10));
         let cpu = children_cpu() - before;
-        let wall = Duration::from_secs(TURN_S);
         let story = finished.describe();
         let output = finished.success();
         // `iops average N (M MB/s)`, rewritten in place once a second; the last one counts.
         let iops = output.rsplit("iops average ").next().and_then(|rest| {
             let number = rest.split_whitespace().next()?;
-            number.parse::<f64>().ok()
+            number.parse::<u64>().ok()
         });
         let iops = iops.unwrap_or_else(|| panic!("no average: {story}"));
-        (iops * wall.as_secs_f64(), cpu, wall, 0)
+        Finished {
+            ios: iops * TURN_S,
+            cpu,
+            wall: Duration::from_secs(TURN_S),
+            p99: Duration::ZERO,
+        }
     })
 }
 
@@ -221,12 +280,21 @@ fn pairs(mut one: impl FnMut() -> Turn, mut other: impl FnMut() -> Turn) -> Vec<
     all.skip(warm_up).collect()
 }
 
-/// Medians of the ratios of pairs: I/Os a second, and CPU time of one.
-fn ratios(pairs: &[(Turn, Turn)]) -> (f64, f64) {
-    (
-        median(pairs.iter().map(|(base, turn)| turn.iops / base.iops)),
-        median(pairs.iter().map(|(base, turn)| turn.cpu_ns / base.cpu_ns)),
-    )
+/// Medians of the ratios of pairs.
+struct Ratios {
+    iops: f64,
+    /// CPU time of one I/O.
+    cpu: f64,
+    p99: f64,
+}
+
+fn ratios(pairs: &[(Turn, Turn)]) -> Ratios {
+    let of = |what: fn(&Turn) -> f64| median(pairs.iter().map(|(a, b)| what(b) / what(a)));
+    Ratios {
+        iops: of(|turn| turn.iops),
+        cpu: of(|turn| turn.cpu_ns),
+        p99: of(|turn| turn.p99_us),
+    }
 }
 
 /// What limited the rate of these turns.
@@ -239,24 +307,20 @@ fn verdict(client: f64, target: f64) -> &'static str {
     }
 }
 
-fn print(name: &str, turns: &[Turn], has_tgt: bool) {
+fn print(name: &str, turns: &[Turn]) {
     let of = |what: fn(&Turn) -> f64| median(turns.iter().map(what));
     let (client, target) = (of(|t| t.client_load), of(|t| t.target_load));
-    let target_text = match has_tgt {
-        true => format!(", tgtd's network thread {:.0} %", target * 100.0),
+    let p99 = of(|t| t.p99_us);
+    let p99_text = match p99 > 0.0 {
+        true => format!(", p99 {p99:.0} us"),
         false => String::new(),
     };
-    let p99 = of(|t| t.p99_us as f64);
-    let p99_text = if p99 > 0.0 {
-        format!(", p99 {p99:.0} us")
-    } else {
-        String::new()
-    };
     println!(
-        "  {name:<14} {:>7.0} IOPS, CPU {}{p99_text}; client {:.0} %{target_text}: {}",
+        "  {name:<12} {:>7.0} IOPS, CPU {}{p99_text}; client {:.0} %, target {:.0} %: {}",
         of(|t| t.iops),
         show(of(|t| t.cpu_ns)),
         client * 100.0,
+        target * 100.0,
         verdict(client, target)
     );
 }
@@ -267,57 +331,97 @@ fn bar(what: &str, ratio: f64, bar: f64, is_met: bool) -> String {
     format!("{what} x {ratio:.2} (bar {bar:.2}, {sign})")
 }
 
+/// A ratio that must not be more than its bar, if it has one.
+fn at_most(what: &str, ratio: f64, most: Option<f64>) -> String {
+    match most {
+        Some(most) => bar(what, ratio, most, ratio <= most),
+        None => format!("{what} x {ratio:.2}"),
+    }
+}
+
 fn compare(unit: &Unit<'_>, workload: &Workload) {
     let Workload {
-        name,
-        bytes,
-        depth,
-        iops_bar,
-        cpu_bar,
+        name, bytes, depth, ..
     } = *workload;
     if !is_chosen(name) {
         return;
     }
-    let pairs = pairs(
-        || theirs(unit, bytes, depth),
-        || ours(unit, bytes, depth, READS),
-    );
-    println!("\nreads of {name}");
-    let (they, we): (Vec<Turn>, Vec<Turn>) = pairs.iter().copied().unzip();
-    print("iscsi-perf", &they, unit.tgt.is_some());
-    print("ours", &we, unit.tgt.is_some());
-    let (iops, cpu) = ratios(&pairs);
-    let cpu = match cpu_bar {
-        Some(most) => bar("CPU of one", cpu, most, cpu <= most),
-        None => format!("CPU of one x {cpu:.2}"),
+    let way = Way {
+        mode: workload.mode,
+        ..READS
     };
-    println!("  {}, {cpu}", bar("IOPS", iops, iops_bar, iops >= iops_bar));
+    let pairs = pairs(
+        || theirs(unit, bytes, depth, way.mode),
+        || ours(unit, bytes, depth, way),
+    );
+    println!("\n{name}");
+    let (they, we): (Vec<Turn>, Vec<Turn>) = pairs.iter().copied().unzip();
+    print("libiscsi", &they);
+    print("ours", &we);
+    let Ratios { iops, cpu, p99 } = ratios(&pairs);
+    println!(
+        "  {}, {}, {}",
+        bar("IOPS", iops, workload.iops_bar, iops >= workload.iops_bar),
+        at_most("CPU of one", cpu, workload.cpu_bar),
+        at_most("p99", p99, workload.p99_bar)
+    );
+}
+
+/// Whether the loop around libiscsi costs what the one of its own program does.
+fn yardstick(unit: &Unit<'_>) {
+    if !is_chosen("yardstick") {
+        return;
+    }
+    for (name, bytes, depth) in [("4 KiB, 16", 4096, 16), ("64 KiB, 8", 65_536, 8)] {
+        let pairs = pairs(
+            || program(unit, bytes, depth),
+            || theirs(unit, bytes, depth, Mode::Read),
+        );
+        println!("\nyardstick: tgt, read {name} at a time");
+        let (its, ours): (Vec<Turn>, Vec<Turn>) = pairs.iter().copied().unzip();
+        print("iscsi-perf", &its);
+        print("libiscsi", &ours);
+        let Ratios { iops, cpu, .. } = ratios(&pairs);
+        println!("  IOPS x {iops:.2}, CPU of one x {cpu:.2}");
+    }
 }
 
 /// Both digests beside none, of our client: throughput against the scripted target, whose CRC is
-/// fast, and CPU against tgt, whose CRC is not.
+/// fast, and CPU against tgt, whose CRC is not. With several reads in flight that makes tgt answer
+/// one by one, and each answer a wake-up; one at a time both ways wake once for each.
 fn digests(scripted: &Unit<'_>, tgt: &Unit<'_>) {
     let with = Way {
         digest: DigestWish::Crc32c,
         ..READS
     };
-    for (name, unit) in [("digests, scripted", scripted), ("digests, tgt", tgt)] {
+    for (name, unit, bytes, depth) in [
+        (
+            "digests, scripted, read 64 KiB, 8 at a time",
+            scripted,
+            65_536,
+            8,
+        ),
+        ("digests, tgt, read 64 KiB, 8 at a time", tgt, 65_536, 8),
+        ("digests, tgt, read 4 KiB, 1 at a time", tgt, 4096, 1),
+    ] {
         if !is_chosen(name) {
             continue;
         }
         let pairs = pairs(
-            || ours(unit, 65_536, 8, READS),
-            || ours(unit, 65_536, 8, with),
+            || ours(unit, bytes, depth, READS),
+            || ours(unit, bytes, depth, with),
         );
         let (none, both): (Vec<Turn>, Vec<Turn>) = pairs.iter().copied().unzip();
-        println!("\nreads of 64 KiB, 8 at a time; {name}");
-        print("none", &none, unit.tgt.is_some());
-        print("both", &both, unit.tgt.is_some());
-        let (iops, cpu) = ratios(&pairs);
-        match unit.tgt {
-            None => println!("  {}", bar("throughput", iops, 0.85, iops >= 0.85)),
-            Some(_) => println!("  {}", bar("CPU of one", cpu, 1.15, cpu <= 1.15)),
-        }
+        println!("\n{name}");
+        print("none", &none);
+        print("both", &both);
+        let Ratios { iops, cpu, .. } = ratios(&pairs);
+        let throughput = match unit.tgt {
+            None => bar("throughput", iops, 0.85, iops >= 0.85),
+            Some(_) => format!("throughput x {iops:.2}"),
+        };
+        let cpu = at_most("CPU of one", cpu, unit.tgt.map(|_| 1.15));
+        println!("  {throughput}, {cpu}");
     }
 }
 
@@ -339,9 +443,9 @@ fn small_segments(tgt: &Tgt, unit: &Unit<'_>) {
     let pairs = pairs(|| with("262144"), || with("8192"));
     let (large, small): (Vec<Turn>, Vec<Turn>) = pairs.iter().copied().unzip();
     println!("\nwrites of 1 MiB, 4 at a time, to tgt by its data segments");
-    print("256 KiB", &large, true);
-    print("8 KiB", &small, true);
-    println!("  CPU of one x {:.2}", ratios(&pairs).1);
+    print("256 KiB", &large);
+    print("8 KiB", &small);
+    println!("  CPU of one x {:.2}", ratios(&pairs).cpu);
 }
 
 fn main() {
@@ -362,6 +466,7 @@ fn main() {
         lun: NULL_LUN,
         tgt: Some(&tgt),
     };
+    yardstick(&null);
     OF_TGT.iter().for_each(|workload| compare(&null, workload));
     let target = Target::start(Settings {
         disk_bytes: UNIT_BYTES as usize,

@@ -9,6 +9,8 @@
 //! `--bench`, as `cargo test --benches` starts it, a bench is a smoke test: everything is done a few
 //! times, and the figures mean nothing.
 
+pub mod libiscsi;
+
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -173,16 +175,18 @@ impl Measured {
     /// Of the times of all turns.
     pub fn of(mut times: Vec<f64>) -> Measured {
         times.sort_by(f64::total_cmp);
-        let at = |part: f64| {
-            let index = (times.len().saturating_sub(1)) as f64 * part;
-            times.get(index.round() as usize).copied().unwrap_or(0.0)
-        };
         Measured {
-            median_ns: at(0.5),
-            low_ns: at(0.25),
-            high_ns: at(0.75),
+            median_ns: quantile(&times, 0.5),
+            low_ns: quantile(&times, 0.25),
+            high_ns: quantile(&times, 0.75),
         }
     }
+}
+
+/// The value below or at which `part` of all lie; 0 if there is none.
+pub fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let index = sorted.len().saturating_sub(1) as f64 * part;
+    sorted.get(index.round() as usize).copied().unwrap_or(0.0)
 }
 
 /// A time with a unit that suits it.

@@ -198,7 +198,7 @@ pub enum CommandError {
     /// The answer was incomplete or contradicted itself (short transfer on GOOD, response ≠ 0).
     #[error("bad answer: {0}")]
     BadAnswer(&'static str),
-    /// [`PathSession::withdraw`] took it back before it was sent.
+    /// Taken back before it was sent: by [`PathSession::withdraw`], or by a session that drains.
     #[error("withdrawn")]
     Withdrawn,
 }
@@ -340,8 +340,12 @@ pub trait PathSession: ReadSectors {
     /// Load now.
     fn load(&self) -> SessionLoad;
 
-    /// Whether it is alive.
+    /// Whether it is alive. It may be draining: see [`PathSession::takes_commands`].
     fn is_alive(&self) -> bool;
+
+    /// Whether it takes new commands. A session that is alive and does not drains before a logout:
+    /// commands that came too late end as `Withdrawn`, those that were sent are still answered.
+    fn takes_commands(&self) -> bool;
 
     /// Abortive close (RST, nothing buffered is sent any more). All commands end with `Lost`
     /// before this returns.

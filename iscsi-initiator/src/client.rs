@@ -346,13 +346,14 @@ impl Inner {
             }
             Err(error) => {
                 drop(core);
-                let cause = PathCause::Administrative(match error {
-                    SubmitError::NotOpen => "session is closed",
-                    SubmitError::Full => "session is full",
-                });
-                waiter.tell(Outcome::Lost {
-                    cause,
+                let lost = |why| Outcome::Lost {
+                    cause: PathCause::Administrative(why),
                     applied: Applied::No,
+                };
+                waiter.tell(match error {
+                    SubmitError::NotOpen => lost("session is closed"),
+                    SubmitError::Full => lost("session is full"),
+                    SubmitError::Leaving => Outcome::Withdrawn,
                 });
                 None
             }

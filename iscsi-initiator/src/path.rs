@@ -525,6 +525,10 @@ impl PathSession for IscsiSession {
         self.client.is_alive()
     }
 
+    fn takes_commands(&self) -> bool {
+        self.client.is_open()
+    }
+
     fn abort(&self, why: PathCause) {
         self.client.abort(why);
     }

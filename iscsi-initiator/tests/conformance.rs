@@ -672,7 +672,7 @@ fn async_messages() {
     };
     assert_eq!(
         peer.session.submit(command),
-        Err(SubmitError::NotOpen),
+        Err(SubmitError::Leaving),
         "no_new_commands_after_it"
     );
     let mut peer = plain();

@@ -37,6 +37,10 @@ const RETURN_PING_BYTES: usize = 4096;
 const RETURN_READ_SECTORS: u64 = 16;
 /// A check unanswered for this long while nothing is heard fails the path.
 const CHECK_TIME: Duration = crate::config::SILENT_MAX;
+/// How long the answer to a logout may take that leaves at the last moment.
+const LOGOUT_ANSWER: Duration = Duration::from_millis(500);
+/// Why a path leaves that is told to.
+const TARGET_WANTS: &str = "the target asked for a logout";
 
 /// Why a session does not serve.
 enum Unfit {
@@ -512,22 +516,36 @@ impl Inner {
                 }
             }
             SessionEvent::LogoutRequested(within) => {
-                let deadline = self.rt.now() + within;
-                self.leave(path, deadline, "the target asked for a logout");
+                let deadline = self.rt.now() + within + LOGOUT_ANSWER;
+                self.leave(path, deadline, TARGET_WANTS);
             }
         }
     }
 
-    /// Takes the path out of service, lets its commands end, logs out, and logs in again.
-    pub(crate) fn leave(&self, path: &Rc<Path>, deadline: Instant, why: &'static str) {
-        let Some(live) = path.live() else { return };
-        if path.is_serving() {
+    /// A session gave a command back. If it drains, the path takes no more from now on: what was
+    /// sent on it is still answered, and the news that say by when it must log out are on their way.
+    pub(crate) fn mind_draining(&self, path: &Rc<Path>, live: &Live) {
+        let is_current = path.epoch() == Some(live.epoch);
+        if is_current && live.session.is_alive() && !live.session.takes_commands() {
+            self.retire(path, TARGET_WANTS);
+        }
+    }
+
+    /// Takes the path out of service; its session lives on.
+    fn retire(&self, path: &Rc<Path>, why: &'static str) {
+        if matches!(path.phase.get(), Phase::Serving | Phase::Identifying) {
             path.phase.set(Phase::Proving);
             path.note_error(why);
             let object = path.object(&self.name());
             self.news.state("path_failed", object, why.into(), false);
             self.note_if_all_down();
         }
+    }
+
+    /// Takes the path out of service, lets its commands end, logs out, and logs in again.
+    pub(crate) fn leave(&self, path: &Rc<Path>, deadline: Instant, why: &'static str) {
+        let Some(live) = path.live() else { return };
+        self.retire(path, why);
         let me = self.me.clone();
         let path = path.clone();
         self.rt.spawn(async move {

@@ -114,7 +114,7 @@ impl Inner {
             Verdict::Lost { cause, applied } => {
                 return self.lost(attempt, path, cause, *applied);
             }
-            Verdict::Withdrawn => {}
+            Verdict::Withdrawn => self.mind_draining(path, &attempt.live),
             // Any status is an answer: the unit is done with the command.
             _ => path.last_ok.set(self.rt.now()),
         }

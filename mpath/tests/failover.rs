@@ -571,3 +571,59 @@ fn close_logs_out_and_ends_everything() {
     let after = rig.world.block_on(rig.read(8)).unwrap_err();
     assert_eq!(after.kind, Kind::Closed);
 }
+
+/// RFC 7143 §11.9.1: a target that wants a logout gets no new commands from the moment the message
+/// is read, what it has is still answered, and only then the session logs out.
+#[test]
+fn a_logout_that_the_target_wants_drains_the_path_first() {
+    let rig = Rig::new();
+    rig.san.set_service(ms(40));
+    let before: Vec<_> = (0..4)
+        .map(|n| {
+            rig.world
+                .spawn_handle(rig.write_with(8 * n, &[3; 4096], Durability::Cache, unhedged()))
+        })
+        .collect();
+    rig.run(ms(10));
+    assert_eq!(rig.san.backlog(), 4);
+    // The session knows of it before its path does: the write that comes right then is given back.
+    rig.san.ask_logout(0, ms(3000));
+    let after = rig.world.spawn_handle(rig.write(80, 4));
+    assert_eq!(rig.san.sessions(), 2, "not aborted");
+    rig.run(ms(400));
+    for write in before {
+        let done = write.try_take().expect("answered");
+        assert!(matches!(done, Ok(Done::Written)), "{done:?}");
+    }
+    assert!(after.try_take().is_some_and(|done| done.is_ok()));
+    let snapshot = rig.device.snapshot();
+    let counters: Vec<_> = snapshot
+        .groups
+        .iter()
+        .flat_map(|group| &group.paths)
+        .map(|path| (path.counters.write_ios, path.counters.failures))
+        .collect();
+    assert_eq!(counters, [(4, 0), (1, 0)]);
+    assert_eq!((snapshot.tainted_ranges, snapshot.failovers), (0, 1));
+    let news = rig.news();
+    assert!(!news.contains(&"fence_started"), "{news:?}");
+    // It logs in again at once.
+    rig.run(ms(1000));
+    let snapshot = rig.device.snapshot();
+    assert_eq!(snapshot.state, DeviceState::Ready);
+    assert_eq!(snapshot.groups[0].paths[0].counters.logins, 2);
+}
+
+/// The same with nothing else to go to: requests wait for the new session.
+#[test]
+fn a_logout_of_the_last_path_makes_requests_wait_for_its_return() {
+    let options = mpath::sim::SanOptions {
+        portal_groups: vec![1],
+        ..options(Flavour::Tgt)
+    };
+    let rig = Rig::with(options, config());
+    rig.san.ask_logout(0, ms(1000));
+    let (result, time) = rig.time(rig.write(8, 4));
+    assert!(result.is_ok() && time <= ms(100), "{result:?} {time:?}");
+    assert_eq!(rig.device.snapshot().tainted_ranges, 0);
+}

@@ -158,7 +158,7 @@ pub enum Outcome {
     LoggedOut(u8),
     /// Rejected with this reason.
     Rejected(u8),
-    /// Taken back before it was sent.
+    /// Taken back before it was sent, by the caller or by a session that is about to log out.
     Withdrawn,
     /// The session ended first.
     Lost {
@@ -200,9 +200,12 @@ pub enum Progress {
 /// A request that cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum SubmitError {
-    /// Not logged in, closed, or about to log out.
+    /// Not logged in, or closed.
     #[error("session takes no commands")]
     NotOpen,
+    /// About to log out: what is outstanding still ends, nothing new is taken.
+    #[error("session is about to log out")]
+    Leaving,
     /// All task slots are taken.
     #[error("too many tasks")]
     Full,
@@ -237,7 +240,7 @@ enum Phase {
     Open,
     /// A logout was asked for; it is sent when no task is left.
     Draining(Tag),
-    LoggingOut,
+    LoggingOut(Leave),
     Closed,
 }
 
@@ -280,6 +283,16 @@ impl Depth {
             _ => {}
         }
     }
+}
+
+/// A logout that is sent, or will be with the next bytes.
+#[derive(Debug, Clone, Copy)]
+struct Leave {
+    tag: Tag,
+    /// Nobody has asked for it: the session leaves because the target wants it.
+    is_own: bool,
+    /// It must be answered by then; set by the first timeout after its start.
+    due: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -373,7 +386,10 @@ impl Session {
     ) -> Result<Tag, SubmitError> {
         assert!(cdb_rest.len() <= CDB_REST_BYTES_MAX, "no CDB is so long");
         if !self.is_open() {
-            return Err(SubmitError::NotOpen);
+            return Err(match self.phase {
+                Phase::Login(_) | Phase::Closed => SubmitError::NotOpen,
+                _ => SubmitError::Leaving,
+            });
         }
         let mut task = Box::new(Task::new(Kind::Scsi, command.lun));
         task.cdb = command.cdb;
@@ -457,8 +473,13 @@ impl Session {
         Ok(tag)
     }
 
-    /// Begins a logout: nothing new is taken, and the request is sent when no task is left.
+    /// Begins a logout: nothing new is taken, and the request is sent when no task is left. One
+    /// that the session began by itself, for the target wanted it, is taken over.
     pub fn logout(&mut self) -> Result<Tag, SubmitError> {
+        if let Phase::LoggingOut(leave) = &mut self.phase {
+            let is_own = std::mem::take(&mut leave.is_own);
+            return is_own.then_some(leave.tag).ok_or(SubmitError::Leaving);
+        }
         if !matches!(self.phase, Phase::Open) {
             return Err(SubmitError::NotOpen);
         }
@@ -533,7 +554,7 @@ impl Session {
         let mut by = |at: Option<Instant>| due = due.min(at.unwrap_or(Instant::FAR));
         match self.ping {
             Some(ping) => by(Some(ping.due)),
-            None if matches!(self.phase, Phase::Open) => {
+            None if matches!(self.phase, Phase::Open | Phase::Draining(_)) => {
                 by(self
                     .config
                     .ping_interval
@@ -542,8 +563,10 @@ impl Session {
             None => {}
         }
         by(self.acknowledge_at);
-        if matches!(self.phase, Phase::Open | Phase::Draining(_)) {
-            by(self.logout_by);
+        match &self.phase {
+            Phase::Open | Phase::Draining(_) => by(self.logout_by),
+            Phase::LoggingOut(leave) => by(Some(leave.due.unwrap_or(self.last_heard))),
+            Phase::Login(_) | Phase::Closed => {}
         }
         (due != Instant::FAR).then_some(due)
     }
@@ -557,7 +580,7 @@ impl Session {
         let interval = self
             .config
             .ping_interval
-            .filter(|_| matches!(self.phase, Phase::Open));
+            .filter(|_| matches!(self.phase, Phase::Open | Phase::Draining(_)));
         if self.ping.is_none() && interval.is_some_and(|i| self.last_heard + i <= now) {
             let task = Box::new(Task::new(Kind::Ping { bytes: 0 }, [0; 8]));
             if let Some(tag) = self.tasks.insert(task) {
@@ -566,13 +589,22 @@ impl Session {
         }
         if self.acknowledge_at.is_some_and(|at| at <= now) {
             self.acknowledge_at = None;
-            let lun = [0; 8];
-            self.tx
-                .urgent
-                .push_back(transmit::Urgent::Acknowledge { lun });
+            // What waits already will carry ExpStatSN as well.
+            if self.tx.urgent.is_empty() {
+                let lun = [0; 8];
+                self.tx
+                    .urgent
+                    .push_back(transmit::Urgent::Acknowledge { lun });
+            }
         }
         if self.logout_by.is_some_and(|at| at <= now) {
             self.logout_undrained();
+        }
+        if let Phase::LoggingOut(leave) = &mut self.phase {
+            let due = *leave.due.get_or_insert(now + self.config.ping_timeout);
+            if due <= now {
+                self.close(PathCause::Silent(now - self.last_heard));
+            }
         }
     }
 
@@ -580,6 +612,9 @@ impl Session {
     pub fn excuse(&mut self, lateness: Duration) {
         if let Some(ping) = &mut self.ping {
             ping.due = ping.due + lateness;
+        }
+        if let Phase::LoggingOut(Leave { due: Some(due), .. }) = &mut self.phase {
+            *due = *due + lateness;
         }
         self.last_heard = self.last_heard + lateness;
     }
@@ -655,25 +690,31 @@ impl Session {
     fn logout_if_drained(&mut self) {
         if let Phase::Draining(tag) = self.phase {
             if self.tasks.len() == 1 {
-                self.phase = Phase::LoggingOut;
-                self.tx.urgent.push_back(transmit::Urgent::Task(tag));
+                self.leave(tag, false);
             }
         }
     }
 
+    fn leave(&mut self, tag: Tag, is_own: bool) {
+        let due = None;
+        self.phase = Phase::LoggingOut(Leave { tag, is_own, due });
+        self.tx.urgent.push_back(transmit::Urgent::Task(tag));
+    }
+
     /// The target waits no longer: its logout is sent although tasks are left, which it will end.
     fn logout_undrained(&mut self) {
+        let is_own = matches!(self.phase, Phase::Open);
         let tag = match self.phase {
             Phase::Draining(tag) => Some(tag),
             Phase::Open => self.tasks.insert(Box::new(Task::new(Kind::Logout, [0; 8]))),
             _ => return,
         };
-        let Some(tag) = tag else {
-            let cause = PathCause::Administrative("no task slot for the logout asked for");
-            return self.close(cause);
-        };
-        self.phase = Phase::LoggingOut;
-        self.tx.urgent.push_back(transmit::Urgent::Task(tag));
+        match tag {
+            Some(tag) => self.leave(tag, is_own),
+            None => self.close(PathCause::Administrative(
+                "no task slot for the logout asked for",
+            )),
+        }
     }
 
     /// The target wants a logout by `by`: nothing new is sent, and what waits goes back.

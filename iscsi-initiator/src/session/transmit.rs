@@ -282,7 +282,7 @@ impl Session {
                     None => false,
                 },
                 Phase::Open | Phase::Draining(_) => self.build_next(),
-                Phase::LoggingOut => self.build_logout(),
+                Phase::LoggingOut(_) => self.build_logout(),
             };
             if !built {
                 return;

@@ -54,6 +54,8 @@ struct Pending {
 #[derive(Default)]
 pub(crate) struct Client {
     pub(crate) is_open: bool,
+    /// The target wants a logout: nothing new is taken.
+    is_leaving: bool,
     commands: BTreeMap<u64, Pending>,
     controls: BTreeMap<u64, Promise<Answer>>,
     /// Messages that the socket has not taken; the tag of the command each belongs to.
@@ -65,6 +67,16 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// The target wants a logout within this time.
+    pub(crate) fn asked_to_leave(&mut self, within: Duration) -> Vec<Told> {
+        if !self.is_open {
+            return Vec::new();
+        }
+        self.is_leaving = true;
+        self.events.push_back(SessionEvent::LogoutRequested(within));
+        self.waker.take().map(Told::Wake).into_iter().collect()
+    }
+
     /// The connection is over: everything pending ends.
     pub(crate) fn lost(&mut self, cause: PathCause) -> Vec<Told> {
         if !self.is_open {
@@ -377,6 +389,11 @@ fn submit_on(world: &World, id: ConnId, command: Command) -> (Ticket, Completion
         promise.complete(Err(CommandError::Lost { cause, applied }));
         return (Ticket(tag), completion);
     };
+    if client.is_leaving {
+        drop(target);
+        promise.complete(Err(CommandError::Withdrawn));
+        return (Ticket(tag), completion);
+    }
     let bytes = match &command {
         Command::Read { sectors, .. } => u64::from(*sectors) * 512,
         Command::Write { data, .. } => data.len() as u64,
@@ -532,6 +549,10 @@ impl PathSession for SimSession {
 
     fn is_alive(&self) -> bool {
         self.with(|c| c.is_open).unwrap_or(false)
+    }
+
+    fn takes_commands(&self) -> bool {
+        self.with(|c| c.is_open && !c.is_leaving).unwrap_or(false)
     }
 
     fn abort(&self, why: PathCause) {

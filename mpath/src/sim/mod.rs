@@ -291,6 +291,21 @@ impl San {
         self.world.target.borrow_mut().networks[index].extra = extra;
     }
 
+    /// The target asks the sessions of a portal for a logout within this time (async event 1 of
+    /// RFC 7143 §11.9.1). The message is read at once.
+    pub fn ask_logout(&self, index: usize, within: Duration) {
+        let mut target = self.world.target.borrow_mut();
+        let told: Vec<_> = target
+            .conns
+            .values_mut()
+            .filter(|conn| conn.network == index)
+            .flat_map(|conn| conn.client.asked_to_leave(within))
+            .collect();
+        told.into_iter().for_each(|told| target.tell(told));
+        drop(target);
+        self.world.deliver();
+    }
+
     /// Stops or restarts the back end; sessions still answer.
     pub fn set_hung(&self, is_hung: bool) {
         let now = self.world.rt.now();

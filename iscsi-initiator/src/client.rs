@@ -104,6 +104,8 @@ struct Core {
     waiters: Vec<smallvec::SmallVec<[(Tag, Waiter); 1]>>,
     login: Option<LoginResult>,
     news: VecDeque<News>,
+    /// Where the time is kept before which the target wants no other login.
+    not_before: Option<Rc<Cell<Instant>>>,
 }
 
 struct Inner {
@@ -164,6 +166,7 @@ impl Client {
                 waiters: Vec::new(),
                 login: None,
                 news: VecDeque::new(),
+                not_before: None,
             }),
             driver: RefCell::default(),
             reader: RefCell::default(),
@@ -288,6 +291,12 @@ impl Client {
     /// Resets the connection. Every task has ended when this returns.
     pub fn abort(&self, cause: PathCause) {
         self.inner().abort(cause);
+    }
+
+    /// Keeps in `not_before` until when the target wants to be left alone, should it say so when
+    /// it ends the session; known before anybody is told of that end.
+    pub(crate) fn keep_wait(&self, not_before: Rc<Cell<Instant>>) {
+        self.inner().core.borrow_mut().not_before = Some(not_before);
     }
 
     /// Drains, logs out and closes; resets the connection at `deadline`.
@@ -415,6 +424,10 @@ impl Inner {
                 Event::Closed(cause) => {
                     if core.login.is_none() {
                         core.login = Some(Err(ConnectError::Lost(cause.clone())));
+                    }
+                    let wait = core.session.time2wait();
+                    if let (Some(wait), Some(not_before)) = (wait, &core.not_before) {
+                        not_before.set(self.rt.now() + wait);
                     }
                     self.note(core, News::Closed(cause));
                 }

@@ -148,6 +148,7 @@ impl IscsiPort {
             };
             // The unit attentions that follow every login are no news.
             session.client.forget_attentions();
+            session.client.keep_wait(not_before);
             let digest = |on: bool| if on { "crc32c" } else { "none" };
             let now = initiator.rt.now();
             let facts = SessionFacts {
@@ -164,7 +165,6 @@ impl IscsiPort {
                 facts,
                 identity: RefCell::new(Rc::new(identity)),
                 news: Rc::default(),
-                not_before,
             }))
         })
     }
@@ -221,8 +221,6 @@ pub struct IscsiSession {
     facts: SessionFacts,
     identity: RefCell<Rc<UnitIdentity>>,
     news: Rc<RefCell<OwnNews>>,
-    /// That of the port.
-    not_before: Rc<Cell<Instant>>,
 }
 
 /// News that do not come from the session itself.
@@ -552,12 +550,7 @@ impl PathSession for IscsiSession {
         self.client.poll_news(cx).map(|news| match news {
             News::Attention(sense) => SessionEvent::Attention(sense),
             News::LogoutRequested(within) => SessionEvent::LogoutRequested(within),
-            News::Closed(cause) => {
-                if let Some(wait) = self.client.with_session(|session| session.time2wait()) {
-                    self.not_before.set(self.rt.now() + wait);
-                }
-                SessionEvent::Lost(cause)
-            }
+            News::Closed(cause) => SessionEvent::Lost(cause),
         })
     }
 }

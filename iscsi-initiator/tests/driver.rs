@@ -1,7 +1,9 @@
 //! The driver on a network in memory, under a virtual clock: deadlines against peers that trickle,
 //! stay silent or log in for ever; redirects; what leaves in one write; what a drop resets.
 
-use blockdev::path::{Command, LoginAs, LoginError, PathPort, PathSession, Sent, SessionEvent};
+use blockdev::path::{
+    Command, CommandError, LoginAs, LoginError, PathPort, PathSession, Sent, SessionEvent,
+};
 use blockdev::sim::VirtualRt;
 use blockdev::{Instant, IoCtx, LocalFuture, PathCause, Pool, Rt, Sector};
 use iscsi_initiator::establish::{Destination, Initiator};
@@ -10,7 +12,7 @@ use iscsi_initiator::name::Portal;
 use iscsi_initiator::net::{Link, Net};
 use iscsi_initiator::path::{IscsiPort, PortConfig};
 use iscsi_initiator::pdu::header::{
-    AsyncMessage, DataIn, Generic, LoginRequest, LoginResponse, ScsiResponse,
+    AsyncMessage, DataIn, Generic, LoginRequest, LoginResponse, LogoutResponse, ScsiResponse,
 };
 use iscsi_initiator::pdu::{flag, opcode, padding};
 use std::cell::{Cell, RefCell};
@@ -86,6 +88,8 @@ struct Wire {
     is_reset: Cell<bool>,
     /// StatSN of the next response.
     counted: Cell<u32>,
+    /// Logout requests seen.
+    logouts: Cell<u32>,
 }
 
 struct MemLink(Rc<Wire>);
@@ -213,6 +217,21 @@ async fn disk(wire: Rc<Wire>) {
                 .push(login_response(&header, stat_sn).as_bytes());
             stat_sn += 1;
             continue;
+        }
+        if header.opcode & 0x3f == opcode::NOP_OUT && header.task_tag.get() == u32::MAX {
+            continue; // An acknowledgement.
+        }
+        if header.opcode & 0x3f == opcode::LOGOUT_REQUEST {
+            let response = LogoutResponse {
+                opcode: opcode::LOGOUT_RESPONSE,
+                flags: flag::FINAL,
+                task_tag: header.task_tag,
+                stat_sn: U32::new(stat_sn),
+                ..Default::default()
+            };
+            wire.logouts.set(wire.logouts.get() + 1);
+            wire.to_initiator.push(response.as_bytes());
+            break;
         }
         let cdb = [header.max_cmd_sn.as_bytes(), &header.tail].concat();
         let data: Vec<u8> = match cdb[0] {
@@ -447,26 +466,77 @@ fn dropping_the_session_resets_the_connection() {
     assert!(world.wires.borrow()[0].is_reset.get());
 }
 
-/// §11.9.1, §7.5: a target that dropped us is left alone for the time it asked for.
+/// On an idle connection to [`disk`], which counts it from then on.
+fn async_message(wire: &Wire) -> AsyncMessage {
+    AsyncMessage {
+        opcode: opcode::ASYNC_MESSAGE,
+        flags: flag::FINAL,
+        task_tag: U32::new(u32::MAX),
+        stat_sn: U32::new(wire.counted.get()),
+        ..Default::default()
+    }
+}
+
+/// §11.9.1, event 1: from the moment it is read commands are given back unsent, and the logout goes
+/// through, whether somebody above asks for it or, at the last moment, nobody does.
+#[test]
+fn no_new_commands_after_a_logout_request() {
+    for (seconds, is_asked) in [(0, true), (3, true), (0, false), (3, false)] {
+        let world = world(|_, _, wire| disk(wire));
+        let open = world.port.open(LoginAs::Own, Instant::FAR);
+        let (rt, wires) = (world.rt.clone(), world.wires.clone());
+        world.world.block_on(async move {
+            let session = open.await.expect("login");
+            let wire = wires.borrow()[0].clone();
+            let message = AsyncMessage {
+                event: 1,
+                parameter_3: U16::new(seconds),
+                ..async_message(&wire)
+            };
+            wire.to_initiator.push(message.as_bytes());
+            let within = Duration::from_secs(seconds.into());
+            let wanted = poll_fn(|cx| session.poll_event(cx)).await;
+            assert_eq!(wanted, SessionEvent::LogoutRequested(within));
+            assert!(session.is_alive() && !session.takes_commands());
+            let (_, late) = session.submit(Command::TestUnitReady, IoCtx::foreground());
+            assert_eq!(late.await.map(drop), Err(CommandError::Withdrawn));
+            let asked_at = rt.now();
+            if is_asked {
+                session.logout(asked_at + LIMIT).await;
+                assert_eq!(rt.now(), asked_at, "nothing was to be drained");
+            } else {
+                let lost = poll_fn(|cx| session.poll_event(cx)).await;
+                assert!(matches!(lost, SessionEvent::Lost(_)), "{lost:?}");
+                assert!(rt.now() <= asked_at + within);
+            }
+            assert!(!session.is_alive());
+            assert_eq!(wire.logouts.get(), 1);
+        });
+    }
+}
+
+/// §11.9.1, §7.5: a target that dropped us is left alone for the time it asked for, also when
+/// nobody took the news before the session was given up.
 #[test]
 fn async_drop_waits_time2wait() {
+    for takes_news in [true, false] {
+        drop_waits(takes_news);
+    }
+}
+
+fn drop_waits(takes_news: bool) {
     const WAIT: Duration = Duration::from_secs(3);
+    const SERVED: Duration = Duration::from_secs(1);
     let world = world(|rt, _, wire| async move {
         let dropped = wire.clone();
-        rt.clone().spawn(Box::pin({
-            async move {
-                rt.sleep(Duration::from_secs(1)).await;
-                let message = AsyncMessage {
-                    opcode: opcode::ASYNC_MESSAGE,
-                    flags: flag::FINAL,
-                    task_tag: U32::new(u32::MAX),
-                    event: 3,
-                    parameter_2: U16::new(WAIT.as_secs() as u16),
-                    stat_sn: U32::new(dropped.counted.get()),
-                    ..Default::default()
-                };
-                dropped.to_initiator.push(message.as_bytes());
-            }
+        rt.clone().spawn(Box::pin(async move {
+            rt.sleep(SERVED).await;
+            let message = AsyncMessage {
+                event: 3,
+                parameter_2: U16::new(WAIT.as_secs() as u16),
+                ..async_message(&dropped)
+            };
+            dropped.to_initiator.push(message.as_bytes());
         }));
         disk(wire).await;
     });
@@ -475,17 +545,24 @@ fn async_drop_waits_time2wait() {
     let port = world.port;
     world.world.block_on(async move {
         let session = first.await.expect("login");
-        let lost = poll_fn(|cx| session.poll_event(cx)).await;
-        assert!(
-            matches!(lost, SessionEvent::Lost(PathCause::Connection(_))),
-            "{lost:?}"
-        );
-        let dropped_at = rt.now();
+        let dropped_at = rt.now() + SERVED;
+        if takes_news {
+            let lost = poll_fn(|cx| session.poll_event(cx)).await;
+            assert!(
+                matches!(lost, SessionEvent::Lost(PathCause::Connection(_))),
+                "{lost:?}"
+            );
+        } else {
+            rt.sleep(SERVED + Duration::from_millis(500)).await;
+            assert!(!session.is_alive());
+            drop(session);
+        }
+        let asked_at = rt.now();
         let hasty = port
             .open(LoginAs::Own, dropped_at + Duration::from_secs(1))
             .await;
         assert!(matches!(hasty.err(), Some(LoginError::NotReady(_))));
-        assert_eq!(rt.now(), dropped_at, "refused at once, not at the deadline");
+        assert_eq!(rt.now(), asked_at, "refused at once, not at the deadline");
         let again = port
             .open(LoginAs::Own, dropped_at + Duration::from_secs(30))
             .await;

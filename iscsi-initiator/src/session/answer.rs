@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// A logout that the target asked for leaves so long before its time is over.
 const LOGOUT_MARGIN: Duration = Duration::from_millis(500);
+/// Most answers to pings and async messages that wait for the socket.
+const ANSWERS_WAITING_MAX: usize = 1024;
 /// "Too many immediate commands": the one reject after which a session goes on.
 const REJECT_IMMEDIATE: u8 = 0x06;
 
@@ -68,7 +70,7 @@ impl Session {
             return Err(Breach::Rule("Data-In out of order"));
         }
         if !in_order && len > 0 && !task.note_range(from, to) {
-            return Err(Breach::Rule("Data-In that overlaps"));
+            return Err(Breach::Rule("Data-In that overlaps, or in too many pieces"));
         }
         task.data_sn = task.data_sn.wrapping_add(1);
         task.received += len;
@@ -255,6 +257,10 @@ impl Session {
         if good && !task.write.is_empty() && underflow > 0 {
             return self.end(tag, Outcome::Bad("write transferred in part"));
         }
+        if good && !task.write.is_empty() && task.fetched < task.expected {
+            let lie = "GOOD for a write whose data were not all asked for";
+            return self.end(tag, Outcome::Bad(lie));
+        }
         self.end(
             tag,
             Outcome::Scsi(Answer {
@@ -308,6 +314,7 @@ impl Session {
         }
         task.r2t_sn = task.r2t_sn.wrapping_add(1);
         task.r2ts_open += 1;
+        task.fetched = task.fetched.saturating_add(len);
         self.tx.bursts.push_back(Burst {
             tag,
             transfer_tag: Some(pdu.transfer_tag.get()),
@@ -322,11 +329,8 @@ impl Session {
     fn take_nop(&mut self, now: Instant, pdu: &NopIn, data: &[u8]) -> Result<(), Breach> {
         if pdu.task_tag.get() == RESERVED_TAG {
             if pdu.transfer_tag.get() != RESERVED_TAG {
-                let transfer_tag = pdu.transfer_tag.get();
-                self.tx.urgent.push_back(Urgent::Pong {
-                    transfer_tag,
-                    lun: pdu.lun,
-                });
+                let (transfer_tag, lun) = (pdu.transfer_tag.get(), pdu.lun);
+                return self.answer_soon(Urgent::Pong { transfer_tag, lun });
             }
             return Ok(());
         }
@@ -416,7 +420,7 @@ impl Session {
 
     /// Async event 5 of a FastAbort session: the target ends every task of a unit. Data stop
     /// first, then it is acknowledged (RFC 7143 §11.9.1).
-    fn take_termination(&mut self, lun: [u8; 8]) {
+    fn take_termination(&mut self, lun: [u8; 8]) -> Result<(), Breach> {
         let of_lun: Vec<Tag> = self
             .tasks
             .iter()
@@ -426,7 +430,17 @@ impl Session {
         of_lun
             .into_iter()
             .for_each(|tag| self.conclude(tag, aborted()));
-        self.tx.urgent.push_back(Urgent::Acknowledge { lun });
+        self.answer_soon(Urgent::Acknowledge { lun })
+    }
+
+    /// Queues an answer that nobody here has asked for. A target that has more and more of them
+    /// waiting does not read what it demands.
+    fn answer_soon(&mut self, answer: Urgent) -> Result<(), Breach> {
+        if self.tx.urgent.len() >= ANSWERS_WAITING_MAX + self.tasks.len() {
+            return Err(Breach::Rule("more to be answered than the target takes"));
+        }
+        self.tx.urgent.push_back(answer);
+        Ok(())
     }
 
     fn take_logout(&mut self, pdu: &LogoutResponse) -> Result<(), Breach> {
@@ -467,7 +481,7 @@ impl Session {
                     let _ = self.text(Vec::new());
                 }
             }
-            5 if self.params.fast_abort => self.take_termination(pdu.lun),
+            5 if self.params.fast_abort => self.take_termination(pdu.lun)?,
             5 => return Err(Breach::Rule("FastAbort, which was not negotiated")),
             event => tracing::info!(event, vendor = pdu.vendor_code, "unknown async message"),
         }

@@ -17,6 +17,8 @@ use std::io::IoSliceMut;
 const SLOT_BITS: u32 = 12;
 /// Most tasks of a session, queued ones included.
 pub const TASKS_MAX: usize = 1 << SLOT_BITS;
+/// Most separate ranges that the data of a READ may be received in where they come in any order.
+const RANGES_MAX: usize = 4096;
 /// Generations end below the tag of the login and never reach ffffffff or 0.
 const GENERATION_MAX: u32 = (0x7fff_ffff >> SLOT_BITS) - 1;
 
@@ -69,6 +71,8 @@ pub(super) struct Task {
     pub(super) expected: u32,
     pub(super) read: ReadBuffer,
     pub(super) write: IoVec,
+    /// Bytes of a write that went, or go, unasked or were asked for by an R2T.
+    pub(super) fetched: u32,
     /// Data-In PDUs received.
     pub(super) data_sn: u32,
     /// Bytes received.
@@ -103,6 +107,7 @@ impl Task {
             expected: 0,
             read: ReadBuffer::default(),
             write: IoVec::new(),
+            fetched: 0,
             data_sn: 0,
             received: 0,
             ranges: Vec::new(),
@@ -130,7 +135,8 @@ impl Task {
         BHS_BYTES + data
     }
 
-    /// Notes a range of received bytes; `false` if it overlaps an earlier one.
+    /// Notes a range of received bytes; `false` if it overlaps an earlier one, or if there are more
+    /// than a target can need.
     pub(super) fn note_range(&mut self, from: u32, to: u32) -> bool {
         let at = self.ranges.partition_point(|&(start, _)| start < from);
         let clear_before = at == 0 || self.ranges[at - 1].1 <= from;
@@ -138,10 +144,18 @@ impl Task {
         if !(clear_before && clear_after) {
             return false;
         }
+        let joins_next = self.ranges.get(at).is_some_and(|&(start, _)| start == to);
         if at > 0 && self.ranges[at - 1].1 == from {
             self.ranges[at - 1].1 = to;
-        } else {
+            if joins_next {
+                self.ranges[at - 1].1 = self.ranges.remove(at).1;
+            }
+        } else if joins_next {
+            self.ranges[at].0 = from;
+        } else if self.ranges.len() < RANGES_MAX {
             self.ranges.insert(at, (from, to));
+        } else {
+            return false;
         }
         true
     }
@@ -298,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn itt_unique_and_never_reserved() {
+    fn itt_unique_and_never_ffffffff() {
         let mut table = TaskTable::default();
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..5000 {
@@ -329,6 +343,13 @@ mod tests {
         assert!(task.note_range(8, 12) && task.note_range(0, 4) && task.note_range(4, 8));
         assert!(!task.note_range(3, 5) && !task.note_range(11, 13) && !task.note_range(0, 4));
         assert!(task.note_range(12, 13));
+        assert_eq!(task.ranges, [(0, 13)]);
+        // A hole after each byte: what is kept for a task is bounded.
+        let taken = (10..)
+            .map(|at| 2 * at)
+            .take_while(|&at| task.note_range(at, at + 1));
+        assert_eq!(taken.count(), RANGES_MAX - 1);
+        assert!(task.note_range(13, 14), "no new range");
     }
 
     #[test]

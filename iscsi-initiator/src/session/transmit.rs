@@ -458,6 +458,7 @@ impl Session {
             ..ScsiCommand::default()
         };
         let data = task.write.slice(..immediate as usize);
+        task.fetched = immediate + unsolicited;
         if unsolicited > 0 {
             task.unasked_left += unsolicited.div_ceil(params.max_send_data_segment);
             self.tx.bursts.push_back(Burst {

@@ -153,20 +153,42 @@ mod tests {
     }
 
     #[test]
-    fn sendtargets_long_answer_and_ipv6() {
+    fn sendtargets_ipv6() {
         let text = b"TargetName=iqn.a\0TargetAddress=10.3.1.1:3260,1\0TargetAddress=[fd00::1],2\0\
-                     TargetName=iqn.b\0TargetAddress=host.example,3\0";
+                     TargetAddress=[fd00::2]:13260,2\0TargetName=iqn.b\0\
+                     TargetAddress=host.example,3\0";
         let at = |a: &str, g| (a.to_owned(), g);
-        assert_eq!(
-            list(text),
-            [
-                (
-                    "iqn.a".to_owned(),
-                    vec![at("10.3.1.1:3260", 1), at("[fd00::1]:3260", 2)]
-                ),
-                ("iqn.b".to_owned(), vec![at("host.example:3260", 3)]),
-            ]
+        let first = vec![
+            at("10.3.1.1:3260", 1),
+            at("[fd00::1]:3260", 2),
+            at("[fd00::2]:13260", 2),
+        ];
+        let second = vec![at("host.example:3260", 3)];
+        let wanted = [("iqn.a".to_owned(), first), ("iqn.b".to_owned(), second)];
+        assert_eq!(list(text), wanted);
+    }
+
+    /// As it is joined from many responses: every target of it, in order.
+    #[test]
+    fn sendtargets_long_answer() {
+        let text: String = (0..5000)
+            .map(|n| {
+                format!(
+                    "TargetName=iqn.{n}\0TargetAddress=10.3.{}.{},1\0",
+                    n / 250,
+                    n % 250
+                )
+            })
+            .collect();
+        let list = list(text.as_bytes());
+        assert_eq!(list.len(), 5000);
+        let last = (
+            "iqn.4999".to_owned(),
+            vec![("10.3.19.249:3260".to_owned(), 1)],
         );
+        assert_eq!(list.last(), Some(&last));
+        let many = "TargetName=a\0".repeat(RECORDS_MAX + 1);
+        assert!(parse_targets(many.as_bytes(), asked()).is_err());
     }
 
     #[test]

@@ -79,7 +79,7 @@ fn fuzz(seed: u64, good: &[u8], parse: impl Fn(&[u8])) {
 }
 
 #[test]
-fn headers() {
+fn fuzz_every_parser_headers() {
     let mut good = [0u8; 48];
     good[0] = 0x25;
     good[1] = 0x81;
@@ -93,7 +93,7 @@ fn headers() {
 }
 
 #[test]
-fn text_pairs_and_values() {
+fn fuzz_every_parser_text_pairs_and_values() {
     fuzz(
         2,
         b"TargetAddress=10.0.0.1:3260,1\0CHAP_C=0x0102\0MaxBurstLength=262144\0",
@@ -115,7 +115,7 @@ fn text_pairs_and_values() {
 }
 
 #[test]
-fn target_lists() {
+fn fuzz_every_parser_target_lists() {
     let asked = "10.0.0.1".parse().expect("portal");
     fuzz(
         4,
@@ -127,7 +127,7 @@ fn target_lists() {
 }
 
 #[test]
-fn sense_data() {
+fn fuzz_every_parser_sense_data() {
     fuzz(
         5,
         &[
@@ -142,7 +142,7 @@ fn sense_data() {
 }
 
 #[test]
-fn inquiry_and_vpd() {
+fn fuzz_every_parser_inquiry_and_vpd() {
     let mut good = vec![0, 0x83, 0, 60, 1, 3, 0, 16, 0x60];
     good.resize(64, 7);
     fuzz(6, &good, |input| {
@@ -161,7 +161,7 @@ fn inquiry_and_vpd() {
 }
 
 #[test]
-fn capacity_mode_and_luns() {
+fn fuzz_every_parser_capacity_mode_and_luns() {
     fuzz(
         8,
         &[0, 0, 0, 0, 0, 1, 0xff, 0xff, 0, 0, 2, 0, 0, 3, 0, 0, 0, 0],
@@ -188,7 +188,7 @@ fn capacity_mode_and_luns() {
 }
 
 #[test]
-fn reservations_and_port_groups() {
+fn fuzz_every_parser_reservations_and_port_groups() {
     let mut status = vec![0, 0, 0, 1, 0, 0, 0, 56, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0];
     status.extend([1, 5, 0, 0, 0, 0, 0, 1, 0, 0, 0, 32, 5, 0, 0, 28]);
     status.extend(b"iqn.2024-12.a:b,i,0x8000\0\0\0\0");

@@ -352,12 +352,49 @@ fn failed_before_reinstatement() {
         target.unscript();
         let second = port.open(LoginAs::Own, rt.now() + LIMIT).await;
         let second = second.expect("login again");
-        assert_eq!(first.facts().isid, second.facts().isid);
         assert_eq!(target.connections(), 1);
-        // auth_same_on_every_login_of_a_session
-        let logins = target.logins();
-        assert_eq!(logins[0], logins[1]);
         drop(second);
+        drop(target);
+    });
+}
+
+/// §7.15, §4.4.3: the ISID of a path is its own, whatever became of the session before.
+#[test]
+fn same_isid_on_reconnect() {
+    let target = Target::start(Settings::default());
+    let address = target.address;
+    run(move |rt| async move {
+        let mut seen = Vec::new();
+        for turn in 0..4 {
+            // A new port as well as the same: nothing is remembered.
+            let session = login(&rt, address).await;
+            seen.push(session.facts().isid);
+            match turn % 2 {
+                0 => session.logout(rt.now() + LIMIT).await,
+                _ => session.abort(PathCause::Administrative("test")),
+            }
+        }
+        assert!(seen.iter().all(|isid| *isid == seen[0] && isid.0 != [0; 6]));
+        drop(target);
+    });
+}
+
+/// §9.2: names, method and keys are those of the first login.
+#[test]
+fn auth_same_on_every_login_of_a_session() {
+    let target = Target::start(Settings::default());
+    let address = target.address;
+    run(move |rt| async move {
+        let port = port(initiator(&rt), address);
+        for _ in 0..3 {
+            let session = port.open(LoginAs::Own, rt.now() + LIMIT).await;
+            session
+                .expect("login")
+                .abort(PathCause::Administrative("test"));
+        }
+        let logins = target.logins();
+        assert_eq!(logins.len(), 3);
+        assert!(logins.iter().all(|text| *text == logins[0]));
         drop(target);
     });
 }

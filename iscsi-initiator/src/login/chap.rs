@@ -520,9 +520,18 @@ mod tests {
     fn chap_secret_never_logged() {
         let config = ChapConfig::new("user", secret("hush-hush"), None, &[]).expect("config");
         assert!(!format!("{config:?}").contains("hush"));
-        assert!(
-            config.algorithms.contains(&Algorithm::Md5),
-            "chap_md5_in_the_default_list"
-        );
+        let client = ChapClient::new(config, [1, 2, 3, 4]);
+        assert!(!format!("{client:?}").contains("hush"));
+    }
+
+    #[test]
+    fn chap_md5_in_the_default_list() {
+        for offer in [&Algorithm::ALL[..], &[], &[Algorithm::Sha256]] {
+            let config = ChapConfig::new("user", secret("a secret"), None, offer);
+            let config = config.expect("config");
+            assert!(config.algorithms.contains(&Algorithm::Md5));
+            let without = config.without_sha256().algorithms;
+            assert!(without.contains(&Algorithm::Md5) && !without.contains(&Algorithm::Sha256));
+        }
     }
 }

@@ -712,16 +712,28 @@ mod tests {
     }
 
     #[test]
-    fn irrelevant_firstburst_handled_and_reject_keeps_default() {
-        let params = negotiate(
-            Offer::default(),
-            &[
-                ("FirstBurstLength", "Irrelevant"),
-                ("MaxBurstLength", "Reject"),
-            ],
-        );
-        let params = params.expect("legal");
-        assert_eq!((params.first_burst, params.max_burst), (65_536, 262_144));
+    fn irrelevant_firstburst_handled() {
+        let answers = [
+            ("InitialR2T", "Yes"),
+            ("ImmediateData", "No"),
+            ("FirstBurstLength", "Irrelevant"),
+        ];
+        let params = negotiate(Offer::default(), &answers).expect("legal");
+        assert_eq!(params.first_burst, 65_536);
+    }
+
+    #[test]
+    fn reject_keeps_default() {
+        let defaults = Params::default();
+        let rejected = |key| one(key, "Reject").expect("legal");
+        let bursts = rejected("MaxBurstLength");
+        assert_eq!(bursts.max_burst, defaults.max_burst);
+        let bursts = rejected("FirstBurstLength");
+        assert_eq!(bursts.first_burst, defaults.first_burst);
+        assert!(rejected("InitialR2T").initial_r2t);
+        let r2ts = rejected("MaxOutstandingR2T");
+        assert_eq!(r2ts.max_outstanding_r2t, defaults.max_outstanding_r2t);
+        assert!(!rejected("HeaderDigest").header_digest);
     }
 
     #[test]
@@ -767,14 +779,23 @@ mod tests {
     }
 
     #[test]
+    fn reserved_values_never_proposed() {
+        for discovery in [false, true] {
+            let mut text = TextBuilder::default();
+            KeyTable::new(Offer::default(), discovery).propose(&mut text);
+            let text = String::from_utf8(text.into_bytes()).expect("text");
+            for reserved in ["NotUnderstood", "Irrelevant", "Reject"] {
+                assert!(!text.contains(reserved), "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn taskreporting_offer_holds_rfc3720_and_responsefence() {
         let mut text = TextBuilder::default();
         KeyTable::new(Offer::default(), false).propose(&mut text);
         let text = String::from_utf8(text.into_bytes()).expect("text");
         assert!(text.contains("TaskReporting=ResponseFence,RFC3720\0"));
-        for reserved in ["NotUnderstood", "Irrelevant", "Reject"] {
-            assert!(!text.contains(reserved), "reserved_values_never_proposed");
-        }
         let mut text = TextBuilder::default();
         KeyTable::new(Offer::default(), true).propose(&mut text);
         let text = String::from_utf8(text.into_bytes()).expect("text");

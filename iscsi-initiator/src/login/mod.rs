@@ -495,10 +495,7 @@ mod tests {
             b"InitiatorName=iqn.2024-12.tp2.b3:a\0TargetName=iqn.2024-12.tp2.b3:t\0\
               SessionType=Normal\0AuthMethod=None\0"
         );
-        assert!(
-            login.poll_transmit().is_none(),
-            "login_one_outstanding_one_itt"
-        );
+        assert!(login.poll_transmit().is_none());
         let discovery = LoginConfig {
             target_name: None,
             ..config()
@@ -554,19 +551,31 @@ mod tests {
         assert_eq!(done.params.max_send_data_segment, 65_536);
     }
 
+    const PAIRS: &[u8] = b"TargetPortalGroupTag=513\0TargetAlias=x\0";
+
+    /// The first answer is only the pairs up to `cut`; what is sent then.
+    fn first_part(cut: usize) -> (Login, LoginRequest, Vec<u8>) {
+        let (mut login, _, _) = first();
+        let mut more = answer(0, None, 0);
+        more.flags |= flag::CONTINUE;
+        login.handle_response(&more, &PAIRS[..cut]).expect("more");
+        let (header, sent) = login.poll_transmit().expect("a request");
+        (login, header, sent)
+    }
+
     #[test]
-    fn c_bit_answered_by_empty_pdu_and_pair_split_at_every_byte() {
-        let text = b"TargetPortalGroupTag=513\0TargetAlias=x\0";
-        for cut in 0..=text.len() {
-            let (mut login, _, _) = first();
-            let mut more = answer(0, None, 0);
-            more.flags |= flag::CONTINUE;
-            login.handle_response(&more, &text[..cut]).expect("more");
-            let (header, sent) = login.poll_transmit().expect("empty");
-            assert_eq!((header.flags, sent.len()), (0, 0));
+    fn c_bit_answered_by_empty_pdu() {
+        let (_, header, sent) = first_part(7);
+        assert_eq!((header.flags, sent.len()), (0, 0));
+    }
+
+    #[test]
+    fn pair_split_at_every_byte() {
+        for cut in 0..=PAIRS.len() {
+            let (mut login, _, _) = first_part(cut);
             // Only a request with T may be answered with T.
             login
-                .handle_response(&answer(0, None, 1), &text[cut..])
+                .handle_response(&answer(0, None, 1), &PAIRS[cut..])
                 .expect("rest");
             let (header, _) = login.poll_transmit().expect("transit");
             assert_eq!(header.flags, 0x81);
@@ -588,10 +597,7 @@ mod tests {
             assert!(text.len() <= 8192);
             sent.extend(text);
             let more = header.flags & flag::CONTINUE != 0;
-            assert!(
-                !(more && header.flags & flag::FINAL != 0),
-                "c_bit_never_with_t_or_f"
-            );
+            assert!(!(more && header.flags & flag::FINAL != 0));
             if !more {
                 break;
             }
@@ -632,22 +638,39 @@ mod tests {
         );
     }
 
-    #[test]
-    fn nonzero_status_closes_and_ignores_counters() {
-        let refused = |class, detail| LoginResponse {
+    fn refused(class: u8, detail: u8) -> LoginResponse {
+        LoginResponse {
             status_class: class,
             status_detail: detail,
             stat_sn: U32::new(99),
             ..answer(0, None, 0)
-        };
+        }
+    }
+
+    #[test]
+    fn status_detail_unknown_uses_class() {
+        for detail in [0x0c, 0x77, 0xff] {
+            let initiator = fails(&refused(2, detail), b"");
+            assert!(!initiator.is_temporary() && initiator.is_refusal());
+            assert!(fails(&refused(3, detail), b"").is_temporary());
+            let moved = fails(&refused(1, detail), b"TargetAddress=10.0.0.9\0");
+            assert!(matches!(
+                moved,
+                LoginFailure::Redirect {
+                    permanent: false,
+                    ..
+                }
+            ));
+        }
+        let unknown = fails(&refused(9, 0), b"");
+        assert!(!unknown.is_temporary() && unknown.is_refusal());
+    }
+
+    #[test]
+    fn nonzero_status_closes_and_ignores_counters() {
         let failure = fails(&refused(2, 3), b"");
         assert_eq!(failure.to_string(), "target not found (0203)");
         assert!(!failure.is_temporary() && failure.is_refusal());
-        assert!(
-            fails(&refused(3, 0x77), b"").is_temporary(),
-            "status_detail_unknown_uses_class"
-        );
-        assert!(!fails(&refused(9, 0), b"").is_temporary());
         let moved = fails(&refused(1, 2), b"TargetAddress=10.0.0.9:3261\0");
         let address = "10.0.0.9:3261".to_owned();
         assert_eq!(

@@ -446,7 +446,8 @@ impl World {
             let version = |g: usize| version_of(&self.legs[leg].peek(data + place(g)));
             let lacks = |g: usize| version(g) < self.oracle.acked[g].get();
             // Leaving and joining are no word yet: then the store chooses by what it finds.
-            let is_behind = !in_sync[leg] && is_out(leg) && !moving[leg];
+            let is_behind =
+                !in_sync[leg] && is_out(leg) && !moving[leg] && !self.restoring.get(leg);
             self.behind[leg].set(is_behind && (0..GRANULES).any(lacks));
         }
         let present = match self.rng.below(4) {

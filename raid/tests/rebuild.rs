@@ -3,9 +3,9 @@
 mod common;
 
 use blockdev::{
-    Allocation, BlockDevice, IoCtx, IoVec, LegIndex, LocalFuture, Mirror, Op, Sector, Verdict,
+    Allocation, BlockDevice, IoCtx, IoVec, Kind, LegIndex, LocalFuture, Mirror, Op, Sector, Verdict,
 };
-use common::bench::Bench;
+use common::bench::{events, told, Bench};
 use raid::{Array, ControlError, Options};
 use std::ops::Range;
 use std::rc::Rc;
@@ -329,4 +329,29 @@ fn a_write_that_failed_during_a_rebuild_leaves_the_legs_equal() {
     bench.run(60_000);
     assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
     assert_eq!(bench.on_leg(0, 8), bench.on_leg(1, 8));
+}
+
+/// A write that fails in a part that a resync has passed is looked at by another one.
+#[test]
+fn a_doubt_raised_during_a_resync_outlives_it() {
+    let bench = Bench::new(8);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    bench.crash(array);
+    let array = bench.running();
+    bench.legs.iter().for_each(|leg| leg.latency_us.set(20_000));
+    while !told(&array, "sync_started") {
+        bench.run(1);
+    }
+    bench.run(50);
+    let place = bench.data_offset() + 8;
+    bench.legs.iter().for_each(|leg| leg.full_at.set(place));
+    assert_eq!(bench.write(&array, 8, 2), Err(Kind::NoSpace));
+    bench.legs.iter().for_each(|leg| leg.full_at.set(u64::MAX));
+    assert!(!told(&array, "sync_done"), "it should still be under way");
+    bench.run(20_000);
+    let again = events(&array);
+    let started = again.iter().filter(|e| e.starts_with("sync_started"));
+    assert_eq!(started.count(), 1, "{again:?}");
+    assert_eq!(array.snapshot().state, "clean");
 }

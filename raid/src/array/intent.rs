@@ -8,7 +8,7 @@ use super::{Array, Leg, LegState, Start, REPLACEMENT};
 use crate::bitmap::{self, BitmapHeader};
 use crate::layout::SLOT_SECTORS;
 use blockdev::{completion, mutation, Completion, Done, IoError, Promise, Sector};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 const ON_DISK: u8 = 1;
@@ -32,8 +32,9 @@ pub(super) struct Intent {
     chunks: Vec<Chunk>,
     pages: Vec<PageState>,
     header: BitmapHeader,
-    /// Chunks in which legs in sync may differ, to be equalised.
-    doubtful: BTreeSet<u64>,
+    /// Chunks in which legs in sync may differ, to be equalised, and which doubt it was that said so.
+    doubtful: BTreeMap<u64, u64>,
+    doubts: u64,
     waiting: Vec<(Range<u64>, Promise)>,
 }
 
@@ -51,7 +52,7 @@ impl Intent {
         let count = header.chunks(size);
         let mut chunks = vec![Chunk::default(); count as usize];
         let mut pages = vec![PageState::default(); bitmap::pages(count)];
-        let mut doubtful = BTreeSet::new();
+        let mut doubtful = BTreeMap::new();
         for (n, chunk) in chunks.iter_mut().enumerate() {
             if start.dirty.get(n).copied().unwrap_or(true) {
                 // On disk somewhere, but perhaps not on every leg: written again before the next
@@ -59,7 +60,7 @@ impl Intent {
                 chunk.flags = WANTED;
                 pages[bitmap::page_of_bit(n as u64)].dirty = true;
                 if start.unclean {
-                    doubtful.insert(n as u64);
+                    doubtful.insert(n as u64, 0);
                 }
             }
         }
@@ -69,6 +70,7 @@ impl Intent {
             pages,
             header,
             doubtful,
+            doubts: 0,
             waiting: Vec::new(),
         }
     }
@@ -145,21 +147,27 @@ impl Intent {
 
     /// The legs may differ in `range`.
     pub(super) fn doubt(&mut self, range: &Range<Sector>) {
+        self.doubts += 1;
+        let doubt = self.doubts;
         let chunks = self.covering(range);
-        self.doubtful.extend(chunks);
+        self.doubtful.extend(chunks.map(|chunk| (chunk, doubt)));
     }
 
     pub(super) fn is_doubtful(&self) -> bool {
         !self.doubtful.is_empty()
     }
 
-    pub(super) fn doubtful(&self) -> Vec<u64> {
-        self.doubtful.iter().copied().collect()
+    /// Chunks, each with its latest doubt.
+    pub(super) fn doubtful(&self) -> Vec<(u64, u64)> {
+        self.doubtful
+            .iter()
+            .map(|(&n, &doubt)| (n, doubt))
+            .collect()
     }
 
     /// Nothing is left to differ from.
     pub(super) fn trust_all(&mut self) {
-        for chunk in std::mem::take(&mut self.doubtful) {
+        for chunk in std::mem::take(&mut self.doubtful).into_keys() {
             // It was set before the doubt; that must not end with it.
             let flags = &mut self.chunks[chunk as usize].flags;
             if *flags & (ON_DISK | WANTED) == 0 {
@@ -169,8 +177,11 @@ impl Intent {
         }
     }
 
-    pub(super) fn trust(&mut self, chunk: u64) {
-        self.doubtful.remove(&chunk);
+    /// The legs were equal since this doubt, unless another one was raised meanwhile.
+    pub(super) fn trust(&mut self, chunk: u64, doubt: u64) {
+        if self.doubtful.get(&chunk) == Some(&doubt) {
+            self.doubtful.remove(&chunk);
+        }
     }
 
     /// Every chunk whose bit is or will be set.
@@ -182,7 +193,7 @@ impl Intent {
 
     pub(super) fn is_set(&self, chunk: u64) -> bool {
         self.chunks[chunk as usize].flags & (ON_DISK | WANTED) != 0
-            || self.doubtful.contains(&chunk)
+            || self.doubtful.contains_key(&chunk)
     }
 
     pub(super) fn range_of(&self, chunk: u64) -> Range<Sector> {
@@ -216,7 +227,7 @@ impl Intent {
         for (n, chunk) in self.chunks.iter_mut().enumerate() {
             let set = chunk.flags & ON_DISK != 0 && chunk.flags & WANTED == 0;
             let idle = chunk.in_flight == 0 && chunk.flags & TOUCHED == 0;
-            if set && idle && !doubtful.contains(&(n as u64)) {
+            if set && idle && !doubtful.contains_key(&(n as u64)) {
                 quiet.push(n as u64);
             }
             chunk.flags &= !TOUCHED;
@@ -230,7 +241,7 @@ impl Intent {
         for &n in quiet {
             let chunk = &mut self.chunks[n as usize];
             let idle = chunk.in_flight == 0 && chunk.flags & (TOUCHED | WANTED) == 0;
-            if idle && !self.doubtful.contains(&n) {
+            if idle && !self.doubtful.contains_key(&n) {
                 chunk.flags &= !ON_DISK;
                 let page = bitmap::page_of_bit(n);
                 self.pages[page].dirty = true;

@@ -601,17 +601,18 @@ impl Array {
         let target = &self.legs[1];
         let ranges: Vec<_> = {
             let intent = self.intent.borrow();
-            doubtful.iter().map(|&n| (n, intent.range_of(n))).collect()
+            let with_range = |&(n, doubt)| (n, doubt, intent.range_of(n));
+            doubtful.iter().map(with_range).collect()
         };
         let total = ranges
             .iter()
-            .map(|(_, range)| range.end.0 - range.start.0)
+            .map(|(_, _, range)| range.end.0 - range.start.0)
             .sum();
         self.begin_progress("resync", target, total);
         let mut done = true;
-        for (n, range) in ranges {
+        for (n, doubt, range) in ranges {
             match self.equalise(&range).await {
-                Ok(()) => self.intent.borrow_mut().trust(n),
+                Ok(()) => self.intent.borrow_mut().trust(n, doubt),
                 Err(error) => {
                     tracing::warn!(volume = %self.options.volume, %error, "resync stopped");
                     done = false;

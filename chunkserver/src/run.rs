@@ -81,6 +81,10 @@ impl Runner<'_> {
                 self.show(&events, render::paths::events)
             }
             Command::Paths { format, maps, .. } => {
+                // What is written wrong is said whether or not the daemon answers.
+                if let Some(format) = format {
+                    render::wildcards::judge(format, *maps)?;
+                }
                 let paths: Paths = self.ask(&Request::Paths {})?;
                 let text = match format {
                     Some(format) if *maps => render::wildcards::maps(&paths, format)?,

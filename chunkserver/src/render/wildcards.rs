@@ -225,6 +225,14 @@ fn cells<F>(pieces: &[Piece<F>], value: impl Fn(&F) -> String) -> Vec<String> {
     wildcards.collect()
 }
 
+/// Whether a format names wildcards that there are, of maps or of paths.
+pub fn judge(format: &str, of_maps: bool) -> Result<(), Failure> {
+    match of_maps {
+        true => pieces(format, MAPS).map(drop),
+        false => pieces(format, PATHS).map(drop),
+    }
+}
+
 /// A line a path.
 pub fn paths(paths: &Paths, format: &str) -> Result<String, Failure> {
     let pieces = pieces(format, PATHS)?;
@@ -316,6 +324,7 @@ mod tests {
             e.text.contains("%! is no wildcard") && e.text.contains("%d dev"),
             "{e}"
         );
+        assert!(judge("%T", false).is_ok() && judge("%T", true).is_err());
         let e = maps(&sample(), "%T").unwrap_err();
         assert!(e.text.contains("%Q queueing"), "{e}");
     }

@@ -88,18 +88,7 @@ impl Tgt {
             &disk,
         ]);
         let ids = "scsi_id=6001405d363af4e9a69472cbd4711629,scsi_sn=sto1";
-        tgt.admin(&[
-            "--op",
-            "update",
-            "--mode",
-            "logicalunit",
-            "--tid",
-            "1",
-            "--lun",
-            "1",
-            "--params",
-            ids,
-        ]);
+        tgt.set_unit(ids);
         tgt.admin(&[
             "--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL",
         ]);
@@ -108,6 +97,40 @@ impl Tgt {
 
     pub(crate) fn disk(&self) -> PathBuf {
         self.dir.join("disk")
+    }
+
+    /// Lets a user log in, or with `--outgoing` the target prove itself as one.
+    pub(crate) fn account(&self, user: &str, password: &str, direction: &[&str]) {
+        let add = [
+            "--op",
+            "new",
+            "--mode",
+            "account",
+            "--user",
+            user,
+            "--password",
+            password,
+        ];
+        self.admin(&add);
+        let bind = [
+            "--op", "bind", "--mode", "account", "--tid", "1", "--user", user,
+        ];
+        self.admin(&[&bind, direction].concat());
+    }
+
+    /// Sets parameters of the disk.
+    pub(crate) fn set_unit(&self, params: &str) {
+        let unit = [
+            "--op",
+            "update",
+            "--mode",
+            "logicalunit",
+            "--tid",
+            "1",
+            "--lun",
+            "1",
+        ];
+        self.admin(&[&unit[..], &["--params", params]].concat());
     }
 
     /// Sets a key of the target.
@@ -156,6 +179,11 @@ pub(crate) struct Istgt {
 
 impl Istgt {
     pub(crate) fn start() -> Istgt {
+        Istgt::configured("", |config| config)
+    }
+
+    /// With these authentication groups, and its config as `change` makes it.
+    pub(crate) fn configured(auth: &str, change: impl Fn(String) -> String) -> Istgt {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let serial = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("antler-istgt-{}-{serial}", std::process::id());
@@ -179,8 +207,8 @@ impl Istgt {
              [LogicalUnit1]\n TargetName data-chunk1\n Mapping PortalGroup1 InitiatorGroup1\n \
              AuthMethod None\n UseDigest Auto\n UnitType Disk\n LUN0 Storage {at}/disk Auto\n"
         );
-        std::fs::write(dir.join("istgt.conf"), config).expect("config");
-        std::fs::write(dir.join("auth.conf"), "").expect("auth file");
+        std::fs::write(dir.join("istgt.conf"), change(config)).expect("config");
+        std::fs::write(dir.join("auth.conf"), auth).expect("auth file");
         let child = Command::new("istgt")
             .args(["-D", "-c"])
             .arg(dir.join("istgt.conf"))

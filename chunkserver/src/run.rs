@@ -1,8 +1,10 @@
 //! From the command line to an exit status.
 //!
-//! Results go to standard output (text, or exactly one JSON object), everything else to standard error. The
-//! commands that need the daemon ask it through the admin socket named in the configuration.
+//! Results go to standard output (text, or exactly one JSON object), everything else to standard error. A command
+//! that fails as a whole prints `{"error":…}` as that object. The commands that need the daemon ask it through the
+//! admin socket named in the configuration.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;
@@ -32,33 +34,51 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs the command line. Never panics on what the user wrote.
 pub fn run(args: impl IntoIterator<Item = OsString>, ops: &dyn Ops) -> ExitStatus {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(e) => {
             let _ = e.print();
-            return if e.exit_code() == 0 {
-                ExitStatus::Done
-            } else {
-                ExitStatus::Usage
-            };
+            if e.exit_code() == 0 {
+                return ExitStatus::Done;
+            }
+            if args.iter().any(|arg| arg == "--json") {
+                print_failure(&Failure::usage(e.render().to_string().trim_end()));
+            }
+            return ExitStatus::Usage;
         }
     };
     system::start_log();
-    let runner = Runner { cli: &cli, ops };
+    let runner = Runner {
+        cli: &cli,
+        ops,
+        shown: Cell::new(false),
+    };
     match runner.dispatch() {
         Ok(status) => status,
         Err(failure) => {
             for line in failure.text.lines() {
                 eprintln!("{}", render::clean(line));
             }
+            if cli.json && !runner.shown.get() {
+                print_failure(&failure);
+            }
             failure.exit
         }
     }
 }
 
+/// The one object of a command that has no other. Standard output that takes nothing is no second failure.
+fn print_failure(failure: &Failure) {
+    let object = serde_json::json!({ "error": failure });
+    let _ = print(&format!("{object}\n"));
+}
+
 struct Runner<'a> {
     cli: &'a Cli,
     ops: &'a dyn Ops,
+    /// A result is on standard output.
+    shown: Cell<bool>,
 }
 
 type Outcome = Result<ExitStatus, Failure>;
@@ -142,6 +162,7 @@ impl Runner<'_> {
         } else {
             text(value)
         };
+        self.shown.set(true);
         print(&out).map(|()| ExitStatus::Done)
     }
 
@@ -254,6 +275,8 @@ impl Runner<'_> {
         #[derive(Serialize)]
         struct Discoveries<'a> {
             portals: &'a [Discovery],
+            /// Of the portals that gave no answer.
+            errors: &'a [Failure],
         }
         let iscsi = self.iscsi_defaults()?;
         let mut found = Vec::new();
@@ -268,7 +291,10 @@ impl Runner<'_> {
             [] => {}
             [one] if portals.len() == 1 => drop(self.show(one, render::offline::discovery)?),
             several => {
-                let all = Discoveries { portals: several };
+                let all = Discoveries {
+                    portals: several,
+                    errors: &failures,
+                };
                 self.show(&all, |all| {
                     all.portals.iter().map(render::offline::discovery).collect()
                 })?;

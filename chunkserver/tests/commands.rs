@@ -127,6 +127,66 @@ fn a_missing_or_truncated_file_is_bad_usage() {
     assert!(text(&out.stderr).starts_with("antler.toml:2: "), "{out:?}");
 }
 
+/// The one object on standard output.
+fn one_object(out: &Output) -> serde_json::Value {
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout)
+        .unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    assert!(json.is_object(), "{json}");
+    json
+}
+
+#[test]
+fn a_failure_is_the_one_object_of_json() {
+    let site = Site::new("failure", GOOD);
+    for (args, code, word) in [
+        (&["volume", "info", "vol9"][..], 2, "vol9"),
+        (&["volume", "check", "vol1"], 1, "vol1"),
+        (&["device", "info", "sto9"], 2, "sto9"),
+        (&["device", "info", "disk1"], 1, "disk1.img"),
+        (&["status"], 3, "no-such.sock"),
+        (&["status", "--watch"], 3, "no-such.sock"),
+        (&["paths"], 3, "no-such.sock"),
+        (&["arrays"], 3, "no-such.sock"),
+        (&["leg", "fail", "vol1", "disk1"], 3, "no-such.sock"),
+        (&["scrub", "vol1", "status"], 3, "no-such.sock"),
+        (&["quarantine", "list"], 3, "no-such.sock"),
+        (&["discover", "127.0.0.1:1"], 3, "127.0.0.1:1"),
+        (&["discover", "127.0.0.1:1", "127.0.0.2:1"], 3, "127.0.0.2:1"),
+        (&["bench", "device", "disk1", "--rw", "write"], 2, "--destructive"),
+        (&["fly"], 2, "fly"),
+    ] {
+        let out = site.antler(&[args, &["--json"]].concat());
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {out:?}");
+        let json = one_object(&out);
+        assert_eq!(json["error"]["exit"], code, "{args:?}");
+        let said = json["error"]["text"].as_str().unwrap();
+        assert!(said.contains(word), "{args:?}: {said}");
+        let first = said.lines().next().unwrap();
+        assert!(text(&out.stderr).contains(first), "{args:?}: {out:?}");
+        // Without --json standard output stays empty.
+        assert!(site.antler(args).stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_unit_without_a_path_is_told_by_its_paths() {
+    let unit = "[chunkserver]\nmaster_host = \"10.0.0.1\"\n\
+        [[device]]\nname = \"sto1\"\nportals = [\"127.0.0.1:1\", \"127.0.0.2:1\"]\n\
+        target = \"iqn.2024-12.test:unit\"\nlun = 1\n";
+    let site = Site::new("pathless", unit);
+    let out = site.antler(&["device", "info", "sto1", "--json"]);
+    assert_eq!(out.status.code(), Some(3), "{out:?}");
+    let json = one_object(&out);
+    assert_eq!(json["name"], "sto1");
+    assert!(json["size_bytes"].is_null());
+    let paths = json["paths"].as_array().unwrap();
+    assert_eq!(paths.len(), 2);
+    for path in paths {
+        assert_eq!(path["state"], "unreachable");
+        assert!(path["error"].as_str().unwrap().contains("refused"), "{path}");
+    }
+}
+
 #[test]
 fn usage_and_version() {
     let site = Site::new("usage", GOOD);

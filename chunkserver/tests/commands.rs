@@ -129,15 +129,15 @@ fn a_missing_or_truncated_file_is_bad_usage() {
 
 /// The one object on standard output.
 fn one_object(out: &Output) -> serde_json::Value {
-    let json: serde_json::Value = serde_json::from_slice(&out.stdout)
-        .unwrap_or_else(|e| panic!("{e}: {out:?}"));
+    let json: serde_json::Value =
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e}: {out:?}"));
     assert!(json.is_object(), "{json}");
     json
 }
 
 #[test]
 fn a_failure_is_the_one_object_of_json() {
-    let site = Site::new("failure", GOOD);
+    let site = Site::new("failure", &mirror(&["disk1"], &["disk1"]));
     for (args, code, word) in [
         (&["volume", "info", "vol9"][..], 2, "vol9"),
         (&["volume", "check", "vol1"], 1, "vol1"),
@@ -151,8 +151,16 @@ fn a_failure_is_the_one_object_of_json() {
         (&["scrub", "vol1", "status"], 3, "no-such.sock"),
         (&["quarantine", "list"], 3, "no-such.sock"),
         (&["discover", "127.0.0.1:1"], 3, "127.0.0.1:1"),
-        (&["discover", "127.0.0.1:1", "127.0.0.2:1"], 3, "127.0.0.2:1"),
-        (&["bench", "device", "disk1", "--rw", "write"], 2, "--destructive"),
+        (
+            &["discover", "127.0.0.1:1", "127.0.0.2:1"],
+            3,
+            "127.0.0.2:1",
+        ),
+        (
+            &["bench", "device", "disk1", "--rw", "write"],
+            2,
+            "--destructive",
+        ),
         (&["fly"], 2, "fly"),
     ] {
         let out = site.antler(&[args, &["--json"]].concat());
@@ -183,8 +191,120 @@ fn a_unit_without_a_path_is_told_by_its_paths() {
     assert_eq!(paths.len(), 2);
     for path in paths {
         assert_eq!(path["state"], "unreachable");
-        assert!(path["error"].as_str().unwrap().contains("refused"), "{path}");
+        assert!(
+            path["error"].as_str().unwrap().contains("refused"),
+            "{path}"
+        );
     }
+}
+
+/// A volume of `legs` among `devices`, each a file of its name; `data_path` is the site's own.
+fn mirror(devices: &[&str], legs: &[&str]) -> String {
+    let mut text = "[chunkserver]\nmaster_host = \"10.0.0.1\"\ndata_path = \"data\"\n\
+        [admin]\nsocket = \"no-such.sock\"\n"
+        .to_owned();
+    for name in devices {
+        text +=
+            &format!("[[device]]\nname = \"{name}\"\npath = \"{name}.img\"\nsize = \"64MiB\"\n");
+    }
+    text + &format!("[[volume]]\nname = \"vol1\"\nmirror = {legs:?}\n")
+}
+
+#[test]
+fn offline_commands_name_what_a_device_holds_and_the_way_out() {
+    use std::os::unix::fs::FileExt;
+    let devices = ["d1", "d2", "d3"];
+    let site = Site::new("holds", &mirror(&devices, &["d3"]));
+    let legs = |legs: &[&str]| {
+        std::fs::write(site.config(), mirror(&devices, legs)).unwrap();
+    };
+    let done = |args: &[&str]| {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(0), "{args:?}: {out:?}");
+    };
+    let refused = |args: &[&str], parts: &[&str]| {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {out:?}");
+        let said = [text(&out.stdout), text(&out.stderr)].concat();
+        for part in parts {
+            assert!(said.contains(part), "{args:?}: no {part:?} in {said}");
+        }
+    };
+    let paint = |name: &str, at: u64, bytes: &[u8]| {
+        let file = std::fs::File::create(site.dir.join(format!("{name}.img"))).unwrap();
+        file.set_len(64 << 20).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    };
+    std::fs::create_dir(site.dir.join("out")).unwrap();
+
+    // Another array's leg, beside ours.
+    done(&["volume", "create", "vol1", "--no-mirror-sync"]);
+    legs(&["d1", "d2"]);
+    done(&["volume", "create", "vol1", "--no-mirror-sync"]);
+    legs(&["d1", "d3"]);
+    let parts = [
+        "d1 is a leg of md array ",
+        "d3 is a leg of md array ",
+        "vol1)",
+        "correct the device's portals, target, lun or path",
+    ];
+    for args in [
+        &["volume", "info", "vol1"][..],
+        &["volume", "check", "vol1"],
+        &["volume", "check", "vol1", "--repair"],
+        &["volume", "export", "vol1", "out"],
+        &["volume", "grow", "vol1"],
+    ] {
+        refused(args, &parts);
+    }
+
+    // One leg holds something else: the volume is there, and the leg is named.
+    legs(&["d1", "d2"]);
+    paint("d2", 0, b"XFSB");
+    refused(
+        &["volume", "info", "vol1"],
+        &[
+            "leg d2 holds an XFS file system",
+            "`antler leg replace vol1 d2 --force`",
+        ],
+    );
+
+    // No witness tells whether d1 alone has everything.
+    std::fs::remove_dir_all(site.dir.join("data")).unwrap();
+    for args in [
+        &["volume", "info", "vol1"][..],
+        &["volume", "check", "vol1"],
+    ] {
+        refused(
+            args,
+            &[
+                "leg d2 is missing (holds an XFS file system) and there is no witness",
+                "`antler leg run vol1 d1 --alone`",
+            ],
+        );
+    }
+
+    // No leg at all.
+    paint("d1", 512 + 24, b"LVM2 001");
+    for args in [
+        &["volume", "info", "vol1"][..],
+        &["volume", "check", "vol1"],
+        &["volume", "claim", "vol1", "--take"],
+    ] {
+        refused(
+            args,
+            &[
+                "d1 holds an LVM physical volume; d2 holds an XFS file system",
+                "`antler volume create vol1 --force`",
+            ],
+        );
+    }
+    paint("d1", 0, b"");
+    paint("d2", 0, b"");
+    refused(
+        &["volume", "check", "vol1"],
+        &["d1 is blank; d2 is blank: `antler volume create vol1`"],
+    );
 }
 
 #[test]

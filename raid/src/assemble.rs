@@ -5,12 +5,11 @@
 //! read counts as a missing leg, and is never filled without a command.
 
 use crate::array::{Array, Identity, LegStart, LegState, Options, Resume, Start};
-use crate::decide::{decide, decide_single, Choice, Decision, Role, View};
+use crate::claim::Claim;
+use crate::decide::{decide, decide_single, Choice, Decision, Lack, Role, View};
 use crate::probe::{Member, MemberError};
 use crate::superblock::SuperblockError;
-use crate::uuid::Uuid;
 use crate::witness::{Witness, WitnessError, WitnessRecord};
-use blockdev::rt::Wall;
 use blockdev::{BlockDevice, IoError, LegIndex, Pool, Rt};
 use std::rc::Rc;
 use thiserror::Error;
@@ -48,24 +47,18 @@ pub enum AssembleError {
     #[error("{0} and {1} are legs of different arrays")]
     Mixed(String, String),
     /// Another leg, or a word of an operator, is needed.
+    #[error(transparent)]
+    Waiting(Lack),
+    /// Each leg went on without the other; both histories.
     #[error("{0}")]
-    Waiting(String),
-    /// Each leg went on without the other.
-    #[error("{0}; `antler leg add VOLUME DEVICE --force` chooses the loser")]
     Diverged(String),
     /// Another node owns it.
-    #[error(
-        "{device} is claimed by node {node} ({initiator_name}); `antler volume claim` takes it"
-    )]
+    #[error("{device} is claimed by node {} ({})", claim.owner.node, claim.owner.initiator_name)]
     Claimed {
         /// Name of the device.
         device: String,
-        /// The owner.
-        node: Uuid,
-        /// Its initiator name.
-        initiator_name: String,
-        /// When it last said so.
-        time: Wall,
+        /// Whose it is, and when the owner last said so.
+        claim: Box<Claim>,
     },
     /// The witness cannot be read.
     #[error(transparent)]
@@ -107,13 +100,13 @@ pub async fn survey(
     let mut unusable = None;
     for (n, leg) in legs.iter().enumerate() {
         let Some(device) = &leg.device else {
-            others.push((leg.name.clone(), "not there".to_owned()));
+            others.push((leg.name.clone(), "is not there".to_owned()));
             continue;
         };
         match Member::read(&**device).await {
             Ok(member) => found.push((leg.name.clone(), member)),
             Err(error) => {
-                others.push((leg.name.clone(), error.to_string()));
+                others.push((leg.name.clone(), format!("is no member: {error}")));
                 let blank = MemberError::Superblock(SuperblockError::Absent);
                 if n < 2 && error != blank && !matches!(error, MemberError::Io(_)) {
                     let device = leg.name.clone();
@@ -132,7 +125,7 @@ pub async fn survey(
         found.retain(|(name, member)| {
             let ours = member.superblock.array == array;
             if !ours {
-                let text = format!("a leg of array {}", member.superblock.array);
+                let text = format!("is a leg of {}", member.superblock.array_in_words());
                 others.push((name.clone(), text));
             }
             ours
@@ -148,10 +141,7 @@ pub async fn survey(
     let replacement = found.iter().position(is_replacement);
     let replacement = replacement.map(|at| found.swap_remove(at));
     let Some((_, newest)) = found.iter().max_by_key(|(_, member)| member.verdict().0) else {
-        let texts: Vec<String> = others
-            .iter()
-            .map(|(n, why)| format!("{n}: {why}"))
-            .collect();
+        let texts: Vec<String> = others.iter().map(|(n, why)| format!("{n} {why}")).collect();
         return Err(unusable.unwrap_or_else(|| AssembleError::Nothing(texts.join("; "))));
     };
     let raid_disks = newest.superblock.raid_disks as u8;
@@ -167,7 +157,7 @@ pub async fn survey(
     found.sort_by_key(|(_, member)| std::cmp::Reverse(member.verdict().0));
     for (name, member) in found {
         if record.is_some_and(|witness| was_replaced(&witness, &member)) {
-            others.push((name, "it was replaced; `antler leg add` takes it in".into()));
+            others.push((name, "was replaced; `antler leg add` takes it in".into()));
             continue;
         }
         match member
@@ -176,7 +166,7 @@ pub async fn survey(
             .and_then(|slot| members.get_mut(usize::from(slot)))
         {
             Some(place @ None) => *place = Some((name, member)),
-            _ => others.push((name, "no slot in the array".to_owned())),
+            _ => others.push((name, "has no slot in the array".to_owned())),
         }
     }
     let view = |slot: usize| members[slot].as_ref().map(|(_, member)| View::of(member));
@@ -221,16 +211,14 @@ pub async fn assemble(
             if let Some(claim) = member.claim.as_ref().filter(|c| c.owner.node != owner.node) {
                 return Err(AssembleError::Claimed {
                     device: device.clone(),
-                    node: claim.owner.node,
-                    initiator_name: claim.owner.initiator_name.clone(),
-                    time: claim.time,
+                    claim: Box::new(claim.clone()),
                 });
             }
         }
     }
     let choice = match survey.decision.clone() {
         Decision::Run(choice) => choice,
-        Decision::Wait(text) => return Err(AssembleError::Waiting(text)),
+        Decision::Wait(lack) => return Err(AssembleError::Waiting(lack)),
         Decision::Diverged(text) => return Err(AssembleError::Diverged(text)),
     };
     let start = begin(survey, choice, &legs);

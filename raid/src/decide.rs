@@ -14,6 +14,7 @@ use crate::superblock::wall_of;
 use crate::witness::WitnessRecord;
 use blockdev::mutation;
 use blockdev::rt::Wall;
+use thiserror::Error;
 
 /// What one leg says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,10 +97,44 @@ pub struct Choice {
 pub enum Decision {
     /// Run so.
     Run(Choice),
-    /// Not with these legs alone; the text says what would help.
-    Wait(String),
+    /// Not with these legs alone.
+    Wait(Lack),
     /// Each leg went on without the other; both histories.
     Diverged(String),
+}
+
+/// What is lacking for the legs there are to begin. Names and ways out are added by whoever knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Lack {
+    /// Any leg at all.
+    #[error("no leg is there")]
+    AnyLeg,
+    /// A leg that is whole.
+    #[error("the only leg here is partly rebuilt")]
+    WholeLeg,
+    /// The other leg.
+    #[error("one leg is missing and {0}")]
+    OtherLeg(Doubt),
+}
+
+/// Why one leg does not begin without the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum Doubt {
+    /// The witness calls the leg out that is here.
+    #[error("the witness says that this one is out")]
+    CalledOut,
+    /// The witness is ahead of the leg.
+    #[error("the witness knows a later state")]
+    WitnessIsLater,
+    /// The witness is behind the leg.
+    #[error("the witness knows another state")]
+    WitnessDiffers,
+    /// The run before did not end with everything on both legs.
+    #[error("it may hold acknowledged writes that this one lacks")]
+    Unflushed,
+    /// Nothing tells.
+    #[error("there is no witness")]
+    NoWitness,
 }
 
 /// Decides for an array of two slots.
@@ -108,7 +143,7 @@ pub fn decide(views: [Option<View>; 2], witness: Option<WitnessRecord>, alone: b
         [Some(a), Some(b)] => decide_pair([a, b], witness, alone),
         [Some(a), None] => decide_lone(0, a, witness, alone),
         [None, Some(b)] => decide_lone(1, b, witness, alone),
-        [None, None] => Decision::Wait("no leg is there".into()),
+        [None, None] => Decision::Wait(Lack::AnyLeg),
     }
 }
 
@@ -233,29 +268,21 @@ fn decide_lone(slot: usize, view: View, witness: Option<WitnessRecord>, alone: b
         })
     };
     if view.rebuilt_to.is_some() {
-        return Decision::Wait("the only leg here is partly rebuilt".into());
+        return Decision::Wait(Lack::WholeLeg);
     }
     if alone || mutation::off("raid.lone-start") {
         return run(!names(&view, other));
     }
-    let wait = |why: &str| {
-        Decision::Wait(format!(
-            "one leg is missing and {why}; start the other, or `antler leg run VOLUME DEVICE --alone`"
-        ))
-    };
+    let wait = |doubt| Decision::Wait(Lack::OtherLeg(doubt));
     match witness {
-        Some(w) if w.events > view.events && w.out >> slot & 1 == 1 => {
-            wait("the witness says that this one is out")
-        }
-        Some(w) if w.events > view.events && w.out != 1 << other => {
-            wait("the witness knows a later state")
-        }
+        Some(w) if w.events > view.events && w.out >> slot & 1 == 1 => wait(Doubt::CalledOut),
+        Some(w) if w.events > view.events && w.out != 1 << other => wait(Doubt::WitnessIsLater),
         Some(w) if w.events >= view.events && w.out == 1 << other => run(!names(&view, other)),
         _ if names(&view, other) => run(false),
         Some(w) if w.flushed && w.events == view.events && w.out == 0 => run(true),
-        Some(w) if w.events != view.events => wait("the witness knows another state"),
-        Some(_) => wait("it may hold acknowledged writes that this one lacks"),
-        None => wait("there is no witness"),
+        Some(w) if w.events != view.events => wait(Doubt::WitnessDiffers),
+        Some(_) => wait(Doubt::Unflushed),
+        None => wait(Doubt::NoWitness),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::bitmap::{self, BitmapError, BitmapHeader};
 use crate::claim::{read_claim, Claim};
 use crate::layout::{NoPlace, Places, SLOT_SECTORS, SUPER_SECTOR};
 use crate::record::LegRecord;
-use crate::superblock::{Superblock, SuperblockError, MAGIC};
+use crate::superblock::{self, Superblock, SuperblockError, MAGIC};
 use blockdev::{BlockDevice, IoCtx, IoError, Op, Sector};
 use thiserror::Error;
 
@@ -137,7 +137,7 @@ pub async fn examine(device: &dyn BlockDevice) -> Result<Found, IoError> {
         Ok(member) => return Ok(Found::Member(Box::new(member))),
         Err(MemberError::Io(error)) => return Err(error),
         Err(MemberError::Superblock(SuperblockError::Absent)) => {}
-        Err(unusable) => return Ok(Found::Foreign(format!("a raid member: {unusable}"))),
+        Err(unusable) => return Ok(Found::Foreign(unusable_member(device, &unusable).await?)),
     }
     let sectors = device.geometry().sectors;
     let head = read(device, Sector(0), sectors.min(136) / 8 * 8).await?;
@@ -150,6 +150,17 @@ pub async fn examine(device: &dyn BlockDevice) -> Result<Found, IoError> {
         Some(name) => Found::Foreign(name.to_owned()),
         None => Found::Nothing,
     })
+}
+
+/// A member that cannot be used, named by its array if its superblock is whole.
+async fn unusable_member(device: &dyn BlockDevice, why: &MemberError) -> Result<String, IoError> {
+    use SuperblockError::{Absent, Checksum, Version};
+    if let MemberError::Superblock(Absent | Checksum { .. } | Version(_)) = why {
+        return Ok(format!("a raid member: {why}"));
+    }
+    let page = read(device, Sector(SUPER_SECTOR), SLOT_SECTORS).await?;
+    let array = superblock::array_named_by(&page);
+    Ok(format!("a member of {array}: {why}"))
 }
 
 fn holds(bytes: &[u8], at: usize, what: &[u8]) -> bool {

@@ -92,6 +92,20 @@ pub enum SuperblockError {
     Field(&'static str),
 }
 
+/// The array that a page of metadata 1.2 names, in words, whether or not the rest can be used.
+pub(crate) fn array_named_by(page: &[u8]) -> String {
+    let fields = Fields(page);
+    array_in_words(Uuid(fields.array(16)), &fields.array(32))
+}
+
+fn array_in_words(array: Uuid, name: &[u8; 32]) -> String {
+    let name = String::from_utf8_lossy(name);
+    match name.trim_end_matches('\0') {
+        "" => format!("md array {array}"),
+        name => format!("md array {array} ({name})"),
+    }
+}
+
 /// A superblock, field by field. Offsets and sizes in sectors unless named otherwise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -212,6 +226,11 @@ impl Superblock {
         };
         sb.validate(fields.i32(72))?;
         Ok(sb)
+    }
+
+    /// The array in words: `md array UUID (HOST:NAME)`.
+    pub fn array_in_words(&self) -> String {
+        array_in_words(self.array, &self.name)
     }
 
     fn validate(&self, level: i32) -> Result<(), SuperblockError> {

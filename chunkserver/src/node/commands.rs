@@ -10,6 +10,7 @@ use crate::admin::{Answer, Ids, LegFill, LegName, PathName, Request};
 use crate::assemble::Leg;
 use crate::cli::{chunk_version, hex_u64};
 use crate::clock::Timestamp;
+use crate::diagnosis;
 use crate::exit::Failure;
 use crate::names;
 use crate::report::{Hold, Quarantine, QuarantineDone, QuarantinedChunk};
@@ -36,7 +37,8 @@ impl Node {
             }
             Request::LegFail(name) => {
                 let (array, _) = self.array(name)?;
-                array.fail(&name.device).await.map_err(problem)?;
+                let failed = array.fail(&name.device).await;
+                failed.map_err(refused(&name.volume, &name.device))?;
                 Ok(Answer::done(format!(
                     "leg {} of {} is out",
                     name.device, name.volume
@@ -44,7 +46,8 @@ impl Node {
             }
             Request::LegRemove(name) => {
                 let (array, volume) = self.array(name)?;
-                array.remove(&name.device).await.map_err(problem)?;
+                let removed = array.remove(&name.device).await;
+                removed.map_err(refused(&name.volume, &name.device))?;
                 VolumeLife::mark_attached(volume.slot(&name.device)?, true);
                 Ok(Answer::done(format!(
                     "leg {} of {} is forgotten",
@@ -94,7 +97,7 @@ impl Node {
         array
             .add(&fill.device, device, fill.full, fill.force)
             .await
-            .map_err(problem)?;
+            .map_err(refused(&fill.volume, &fill.device))?;
         VolumeLife::mark_attached(slot, true);
         Ok(Answer::done(format!(
             "leg {} of {} is being brought up to date",
@@ -120,7 +123,7 @@ impl Node {
         array
             .replace(&old.device, &fill.device, device, fill.full, fill.force)
             .await
-            .map_err(problem)?;
+            .map_err(refused(&fill.volume, &fill.device))?;
         VolumeLife::mark_attached(slot, true);
         Ok(Answer::done(format!(
             "leg {} of {} is being filled",
@@ -283,6 +286,10 @@ fn reason(volume: &Rc<VolumeLife>) -> String {
     let array = volume.array_snapshot();
     let note = volume.volume_model(array.as_ref()).note;
     note.unwrap_or_else(|| "it is being opened".to_owned())
+}
+
+fn refused<'a>(volume: &'a str, device: &'a str) -> impl Fn(raid::ControlError) -> Failure + 'a {
+    move |error| Failure::problem(diagnosis::refused_order(volume, device, &error))
 }
 
 fn problem(error: impl std::fmt::Display) -> Failure {

@@ -21,7 +21,7 @@ use raid::{Array, ArraySnapshot, Uuid};
 use crate::assemble::{Base, Leg};
 use crate::config::{Config, Volume};
 use crate::control::Metrics;
-use crate::diagnosis;
+use crate::diagnosis::Diagnosis;
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
@@ -267,21 +267,23 @@ impl VolumeLife {
         }
         let alone = word.is_some();
         let absent = |name: &str| self.problem_of(name);
+        let diagnosis = Diagnosis {
+            volume: &self.config,
+            legs: &inputs,
+            absent: &absent,
+            now: self.base.rt.wall(),
+        };
         let found = match survey(&inputs, &*self.witness, alone).await {
             Ok(found) => found,
-            Err(e) => {
-                let text = diagnosis::refusal(&self.config, &inputs, &e, absent).await;
-                return Err((state_of(&e), text));
-            }
+            Err(e) => return Err((state_of(&e), diagnosis.refusal(&e).await)),
         };
         *self.seen.borrow_mut() = translate::histories(&found);
-        match &found.decision {
-            Decision::Run(_) => {}
-            Decision::Wait(text) => {
-                let text = diagnosis::waiting(&self.config, &inputs, &found, text, absent).await;
-                return Err((waiting, text));
-            }
-            Decision::Diverged(text) => return Err((failed, self.cured(text))),
+        if let Some(text) = diagnosis.undecided(&found).await {
+            let state = match &found.decision {
+                Decision::Wait(_) => waiting,
+                Decision::Run(_) | Decision::Diverged(_) => failed,
+            };
+            return Err((state, text));
         }
         // Sessions of the claim's ISIDs are fenced with our own before anything is written.
         let mut slots: [Option<Rc<mpath::MultipathDevice>>; 2] = [None, None];
@@ -298,7 +300,7 @@ impl VolumeLife {
             }
             slots[n] = slot.unit();
         }
-        let array = assemble(
+        let array = match assemble(
             self.base.rt.clone(),
             self.base.pool.clone(),
             self.witness.clone(),
@@ -307,7 +309,10 @@ impl VolumeLife {
             alone,
         )
         .await
-        .map_err(|e| (state_of(&e), self.cured(&e.to_string())))?;
+        {
+            Ok(array) => array,
+            Err(e) => return Err((state_of(&e), diagnosis.refusal(&e).await)),
+        };
         array
             .begin_claiming()
             .await
@@ -333,8 +338,7 @@ impl VolumeLife {
             Err(error) => {
                 array.stop().await;
                 *self.array.borrow_mut() = None;
-                let text = self.cured(&error.to_string());
-                return Err((failed, text));
+                return Err((failed, error.to_string()));
             }
         };
         self.follow_store(&store);
@@ -353,11 +357,6 @@ impl VolumeLife {
         }
         *self.word.borrow_mut() = None;
         Ok(())
-    }
-
-    /// Messages of lower layers name no volume.
-    fn cured(&self, text: &str) -> String {
-        text.replace("VOLUME", &self.config.name)
     }
 
     fn array_options(&self, units: [Option<Rc<mpath::MultipathDevice>>; 2]) -> raid::Options {
@@ -508,7 +507,7 @@ impl VolumeLife {
                 Ok(())
             }
             Err(error) => {
-                let text = self.cured(&error.to_string());
+                let text = error.to_string();
                 // What is in service stays there until the owner decides; it is not told to this master.
                 let state = match self.served.get() {
                     true => self.state.get(),

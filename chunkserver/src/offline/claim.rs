@@ -5,11 +5,13 @@ use std::rc::Rc;
 
 use blockdev::{IoCtx, IoError, LocalFuture, Op};
 use chunk_store::{Store, ANY_METAID};
-use raid::assemble::{survey, Survey};
+use raid::assemble::Survey;
 use raid::claim::{take_claim, Claim, TakeError};
 use raid::probe::Member;
 
-use super::{about, file_witness, lock, on_shard, open_array, store_options, Legs, Onlooker};
+use super::{
+    about, file_witness, found, lock, on_shard, open_array, store_options, Legs, Onlooker,
+};
 use crate::assemble::{Base, Leg};
 use crate::cli::{self, MetaId};
 use crate::config::{Config, Volume};
@@ -81,9 +83,8 @@ impl Scene<'_> {
     /// `--take`
     async fn take(&self, force: bool) -> Result<String, Failure> {
         let witness = Onlooker(Some(file_witness(self.data_path)?));
-        let found = survey(&self.legs.inputs(), &witness, true).await;
-        let found = found.map_err(about(self.volume))?;
-        self.all_reached(&found, force)?;
+        let found = found(self.base, self.volume, self.legs, &witness, true).await?;
+        self.all_reached(&found, force).await?;
         let mut texts = Vec::new();
         for (name, member) in found.members.iter().flatten() {
             let Some(leg) = self.legs.named(name) else {
@@ -96,7 +97,7 @@ impl Scene<'_> {
 
     /// All legs that the freshest record calls in sync must be taken: an owner that is cut off from one of them
     /// would go on alone on the other.
-    fn all_reached(&self, found: &Survey, force: bool) -> Result<(), Failure> {
+    async fn all_reached(&self, found: &Survey, force: bool) -> Result<(), Failure> {
         let members = || found.members.iter().flatten().map(|(_, member)| member);
         let out = members()
             .map(Member::verdict)
@@ -107,18 +108,15 @@ impl Scene<'_> {
         if missing == 0 {
             return Ok(());
         }
-        let others: Vec<String> = found
-            .others
-            .iter()
-            .map(|(name, why)| match self.legs.failure(name) {
-                Some(failure) => failure.text.clone(),
-                None => format!("{name}: {why}"),
-            })
-            .collect();
+        let (inputs, absent) = (self.legs.inputs(), self.legs.absent());
+        let told = self
+            .legs
+            .diagnosis(self.base, self.volume, &inputs, &absent)
+            .told(found.others.iter().map(|(name, _)| name.as_str()))
+            .await;
         let text = format!(
-            "volume {}: a leg that is in sync is not reached ({}): its owner could go on there",
-            self.volume.name,
-            others.join("; ")
+            "volume {}: a leg that is in sync is not reached ({told}): its owner could go on there",
+            self.volume.name
         );
         if force {
             tracing::warn!("{text}");

@@ -109,16 +109,19 @@ async fn format(
 
 /// What an array's member is, for whoever is about to overwrite it.
 fn described(member: &Member, volume: &str, data_path: &DataPath, base: &Base) -> String {
-    let name = String::from_utf8_lossy(&member.superblock.name).into_owned();
-    let name = name.trim_end_matches('\0');
-    let array = member.superblock.array;
+    let superblock = &member.superblock;
     let claim = member.claim.as_ref();
     // md names are HOST:NAME.
-    let is_named_so = name.rsplit(':').next() == Some(volume);
-    if is_named_so && claim.is_some_and(|claim| claim.owner.node == data_path.node()) {
-        return format!("this volume already (md array {array}, made or used by this node)");
+    let name = String::from_utf8_lossy(&superblock.name);
+    let name = name.trim_end_matches('\0').rsplit(':').next();
+    let is_ours = claim.is_some_and(|claim| claim.owner.node == data_path.node());
+    if name == Some(volume) && is_ours {
+        return format!(
+            "this volume already (md array {}, made or used by this node)",
+            superblock.array
+        );
     }
-    let mut text = format!("a leg of md array {array} ({name})");
+    let mut text = format!("a leg of {}", superblock.array_in_words());
     if let Some(claim) = &member.claim {
         text.push_str(", claimed by ");
         text.push_str(&in_words(claim, base.rt.wall()));

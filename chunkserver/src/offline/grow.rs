@@ -4,14 +4,13 @@ use std::rc::Rc;
 
 use blockdev::Mirror;
 use chunk_store::Store;
-use raid::assemble::survey;
 use raid::decide::{Decision, Role};
 use raid::grow::{apply, plan, prepare, GrowLeg, Growth};
 use raid::Array;
 
 use super::{
-    about, file_witness, lock, on_shard, open_array, store_options, view_array, Legs, Onlooker,
-    Progress,
+    about, file_witness, found, lock, on_shard, open_array, store_options, view_array, Legs,
+    Onlooker, Progress,
 };
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
@@ -99,8 +98,7 @@ impl Grower<'_> {
     /// The legs as they are on the disk, if all of them are in sync.
     async fn members(&self) -> Result<Vec<GrowLeg>, Failure> {
         let witness = Onlooker(Some(file_witness(self.data_path)?));
-        let found = survey(&self.legs.inputs(), &witness, false).await;
-        let found = found.map_err(about(self.volume))?;
+        let found = found(self.base, self.volume, self.legs, &witness, false).await?;
         let slots = usize::from(found.raid_disks);
         let whole = match &found.decision {
             Decision::Run(choice) => choice.roles[..slots].iter().all(|r| *r == Role::InSync),

@@ -3,11 +3,11 @@
 use std::rc::Rc;
 
 use chunk_store::Store;
-use raid::assemble::{assemble, survey};
+use raid::assemble::assemble;
 use raid::decide::{Decision, Role};
 use raid::witness::FileWitness;
 
-use super::{lock, on_shard, store_options, Legs, Onlooker};
+use super::{about, found, lock, on_shard, refused, store_options, Legs, Onlooker};
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
 use crate::exit::Failure;
@@ -79,18 +79,19 @@ async fn look_at(
     details: bool,
     info: &mut VolumeInfo,
 ) -> Result<(), Failure> {
-    let problem =
-        |e: &dyn std::fmt::Display| Failure::problem(format!("volume {}: {e}", volume.name));
     let witness = Rc::new(Onlooker(
         FileWitness::new(&config.chunkserver.data_path).ok(),
     ));
-    let found = survey(&legs.inputs(), &*witness, false)
-        .await
-        .map_err(|e| problem(&e))?;
+    let found = found(base, volume, legs, &*witness, false).await?;
+    let (inputs, absent) = (legs.inputs(), legs.absent());
+    let diagnosis = legs.diagnosis(base, volume, &inputs, &absent);
     let roles = match &found.decision {
-        Decision::Run(choice) => Some(choice.roles),
-        Decision::Wait(text) | Decision::Diverged(text) => {
-            info.error = Some(text.replace("VOLUME", &volume.name));
+        Decision::Run(choice) => {
+            info.error = diagnosis.strangers(&found).await;
+            Some(choice.roles)
+        }
+        Decision::Wait(_) | Decision::Diverged(_) => {
+            info.error = diagnosis.undecided(&found).await;
             None
         }
     };
@@ -130,19 +131,13 @@ async fn look_at(
         return Ok(());
     }
     let options = raid::Options::new(&volume.name);
-    let array = assemble(
-        base.rt.clone(),
-        base.pool.clone(),
-        witness,
-        options,
-        legs.inputs(),
-        false,
-    )
-    .await
-    .map_err(|e| problem(&e))?;
-    let store = chunk_store::info(array.clone(), base.pool.clone())
-        .await
-        .map_err(|e| problem(&e))?;
+    let (rt, pool) = (base.rt.clone(), base.pool.clone());
+    let array = match assemble(rt, pool, witness, options, inputs, false).await {
+        Ok(array) => array,
+        Err(error) => return Err(refused(base, volume, legs, &error).await),
+    };
+    let store = chunk_store::info(array.clone(), base.pool.clone()).await;
+    let store = store.map_err(about(volume))?;
     info.size_bytes = Some(store.size_bytes);
     info.used_bytes = Some(store.used_bytes);
     info.free_bytes = Some(store.size_bytes.saturating_sub(store.used_bytes));

@@ -31,10 +31,11 @@ use tokio::task::spawn_local;
 
 use crate::assemble::{Base, Leg, Opening};
 use crate::config::{Config, DeviceKind, Volume};
+use crate::diagnosis::Diagnosis;
 use crate::exit::Failure;
 use crate::names;
 use crate::node::data_path::DataPath;
-use crate::ownership::{fence_recorded, in_words, initiator_name, owner};
+use crate::ownership::{fence_recorded, initiator_name, owner};
 use crate::probe;
 
 /// Memory of one command.
@@ -127,6 +128,30 @@ impl Legs {
         self.0.iter().map(input).collect()
     }
 
+    /// Why a device is not there.
+    fn absent(&self) -> impl Fn(&str) -> String + '_ {
+        |name| match self.failure(name) {
+            Some(failure) => failure.text.clone(),
+            None => "it was not opened".to_owned(),
+        }
+    }
+
+    /// What stands against this volume, in words; `inputs` and `absent` are those of these legs.
+    fn diagnosis<'a>(
+        &self,
+        base: &Base,
+        volume: &'a Volume,
+        inputs: &'a [LegInput],
+        absent: &'a dyn Fn(&str) -> String,
+    ) -> Diagnosis<'a> {
+        Diagnosis {
+            volume,
+            legs: inputs,
+            absent,
+            now: base.rt.wall(),
+        }
+    }
+
     async fn close(self) {
         for (_, leg, _) in self.0 {
             if let Some(leg) = leg {
@@ -155,15 +180,14 @@ async fn open_leg(
     }
 }
 
-/// Names the volume before what went wrong with it; texts of lower layers speak of VOLUME.
+/// Names the volume before what went wrong with it.
+fn of_volume(volume: &Volume, what: &dyn std::fmt::Display) -> Failure {
+    Failure::problem(format!("volume {}: {what}", volume.name))
+}
+
+/// The same for errors of lower layers.
 fn about<'a, E: std::fmt::Display>(volume: &'a Volume) -> impl Fn(E) -> Failure + 'a {
-    |error| {
-        let text = error.to_string().replace("VOLUME", &volume.name);
-        Failure::problem(match text.contains(&volume.name) {
-            true => text,
-            false => format!("volume {}: {text}", volume.name),
-        })
-    }
+    |error| of_volume(volume, &error)
 }
 
 /// The array of a volume that this command writes to, and that is ours when it returns.
@@ -175,15 +199,16 @@ async fn open_array(
     data_path: &DataPath,
 ) -> Result<Rc<Array>, Failure> {
     let witness: Rc<dyn Witness> = Rc::new(file_witness(data_path)?);
-    let found = survey(&legs.inputs(), &*witness, false).await;
-    let found = found.map_err(|e| refused(base, volume, &e))?;
+    let found = startable(base, volume, legs, &*witness).await?;
     fence_earlier(legs, &found);
     let mut options = raid::Options::new(&volume.name);
     let name = initiator_name(config, volume);
     options.owner = Some(owner(data_path.node(), &name, legs.present()));
     let (rt, pool) = (base.rt.clone(), base.pool.clone());
-    let array = assemble(rt, pool, witness, options, legs.inputs(), false).await;
-    let array = array.map_err(|e| refused(base, volume, &e))?;
+    let array = match assemble(rt, pool, witness, options, legs.inputs(), false).await {
+        Ok(array) => array,
+        Err(error) => return Err(refused(base, volume, legs, &error).await),
+    };
     array.begin_claiming().await.map_err(|e| {
         Failure::problem(format!(
             "volume {}: the claim cannot be written: {e}",
@@ -210,39 +235,53 @@ async fn view_array(
     data_path: &DataPath,
 ) -> Result<Rc<Array>, Failure> {
     let witness = Rc::new(Onlooker(Some(file_witness(data_path)?)));
+    startable(base, volume, legs, &*witness).await?;
     let options = raid::Options::new(&volume.name);
     let (rt, pool) = (base.rt.clone(), base.pool.clone());
-    let array = assemble(rt, pool, witness, options, legs.inputs(), false).await;
-    array.map_err(|e| refused(base, volume, &e))
+    match assemble(rt, pool, witness, options, legs.inputs(), false).await {
+        Ok(array) => Ok(array),
+        Err(error) => Err(refused(base, volume, legs, &error).await),
+    }
 }
 
-fn refused(base: &Base, volume: &Volume, error: &AssembleError) -> Failure {
-    match error {
-        AssembleError::Claimed {
-            device,
-            node,
-            initiator_name,
-            time,
-        } => {
-            let claim = raid::claim::Claim {
-                array: Uuid::default(),
-                owner: raid::claim::Owner {
-                    node: *node,
-                    initiator_name: initiator_name.clone(),
-                    isids: Vec::new(),
-                },
-                counter: 0,
-                time: *time,
-            };
-            Failure::problem(format!(
-                "volume {}: {device} is claimed by {}; `antler volume claim {} --take` takes it over",
-                volume.name,
-                in_words(&claim, base.rt.wall()),
-                volume.name
-            ))
-        }
-        other => about(volume)(other),
+/// What is found of a volume's array, though it may not begin.
+async fn found(
+    base: &Base,
+    volume: &Volume,
+    legs: &Legs,
+    witness: &dyn Witness,
+    alone: bool,
+) -> Result<Survey, Failure> {
+    let found = survey(&legs.inputs(), witness, alone).await;
+    match found {
+        Ok(found) => Ok(found),
+        Err(error) => Err(refused(base, volume, legs, &error).await),
     }
+}
+
+/// The same of one that begins.
+async fn startable(
+    base: &Base,
+    volume: &Volume,
+    legs: &Legs,
+    witness: &dyn Witness,
+) -> Result<Survey, Failure> {
+    let found = found(base, volume, legs, witness, false).await?;
+    let (inputs, absent) = (legs.inputs(), legs.absent());
+    let diagnosis = legs.diagnosis(base, volume, &inputs, &absent);
+    match diagnosis.undecided(&found).await {
+        None => Ok(found),
+        Some(text) => Err(of_volume(volume, &text)),
+    }
+}
+
+async fn refused(base: &Base, volume: &Volume, legs: &Legs, error: &AssembleError) -> Failure {
+    let (inputs, absent) = (legs.inputs(), legs.absent());
+    let text = legs
+        .diagnosis(base, volume, &inputs, &absent)
+        .refusal(error)
+        .await;
+    of_volume(volume, &text)
 }
 
 fn lock(config: &Config, volume: &str, rt: &Rt) -> Result<DataPath, Failure> {

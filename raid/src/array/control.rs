@@ -47,7 +47,7 @@ pub enum ControlError {
         needs: u64,
     },
     /// It went on without this array, or was replaced.
-    #[error("{device}: {why}; `antler leg add VOLUME DEVICE --force` fills it anew")]
+    #[error("{device}: {why}")]
     Diverged {
         /// Its name.
         device: String,
@@ -55,7 +55,7 @@ pub enum ControlError {
         why: String,
     },
     /// Another node owns it.
-    #[error("{device} is claimed by node {node}; `antler volume claim` takes it")]
+    #[error("{device} is claimed by node {node}")]
     Claimed {
         /// Its name.
         device: String,
@@ -126,7 +126,7 @@ impl Array {
         let member = Member::read(&*device).await?;
         let slot = member.superblock.slot();
         if member.superblock.array != self.identity.array || slot.is_some_and(|s| s != index.0) {
-            let what = format!("a leg of array {}", member.superblock.array);
+            let what = format!("a leg of {}", member.superblock.array_in_words());
             return Err(ControlError::Occupied {
                 device: name.into(),
                 what,
@@ -207,7 +207,8 @@ impl Array {
                 })
             }
             Decision::Run(_) => refuse("it is newer than the leg that serves"),
-            Decision::Wait(why) | Decision::Diverged(why) => refuse(&why),
+            Decision::Wait(lack) => refuse(&lack.to_string()),
+            Decision::Diverged(why) => refuse(&why),
         }
     }
 
@@ -265,7 +266,7 @@ impl Array {
                 return self.adopt(leg, name, device, &member, full).await;
             }
             Found::Member(member) if !force => {
-                let what = format!("a leg of array {}", member.superblock.array);
+                let what = format!("a leg of {}", member.superblock.array_in_words());
                 return Err(ControlError::Occupied {
                     device: name.into(),
                     what,

@@ -111,7 +111,8 @@ impl Array {
                     return Err(ControlError::InUse(name.into()));
                 }
                 if array != self.identity.array && !force {
-                    return Err(occupied(format!("a leg of array {array}")));
+                    let what = format!("a leg of {}", member.superblock.array_in_words());
+                    return Err(occupied(what));
                 }
                 Ok((false, is_of(leg, uuid)))
             }

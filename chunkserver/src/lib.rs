@@ -16,6 +16,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 mod diagnosis;
+mod dying;
 pub mod events;
 pub mod exit;
 pub mod histogram;

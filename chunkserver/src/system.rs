@@ -8,17 +8,12 @@ use std::ffi::OsString;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::time::Duration;
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{show_size, Chunkserver};
 
-/// A process that was killed may take so long to let go of its locks and sockets.
-pub(crate) const DYING: Duration = Duration::from_secs(2);
-/// How often it is looked whether it has.
-pub(crate) const DYING_LOOK: Duration = Duration::from_millis(50);
 /// Clients, peers, sessions and files.
 const NOFILE: u64 = 65_536;
 

@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 
 use super::{parse_request, Reply, Request, REQUEST_BYTES_MAX};
 use crate::control::Plane;
+use crate::dying::{self, Try};
 use crate::exit::Failure;
-use crate::system::{DYING, DYING_LOOK};
 
 /// Connections served at a time; others wait in the backlog.
 const CONNECTIONS_MAX: usize = 16;
@@ -43,12 +43,13 @@ impl AdminSocket {
         if let Some(dir) = path.parent().filter(|d| !d.as_os_str().is_empty()) {
             std::fs::create_dir_all(dir).map_err(|e| fail("its directory cannot be made", e))?;
         }
-        if !is_abandoned(path) {
-            return Err(Failure::problem(format!(
+        dying::wait_for(|| match std::os::unix::net::UnixStream::connect(path) {
+            Err(_) => Ok(Try::Ours(())),
+            Ok(_) => Ok(Try::Taken(Failure::problem(format!(
                 "admin socket {}: another `antler serve` listens on it",
                 path.display()
-            )));
-        }
+            )))),
+        })?;
         use std::os::unix::fs::FileTypeExt;
         if std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
             std::fs::remove_file(path).map_err(|e| fail("the old one cannot be removed", e))?;
@@ -99,20 +100,6 @@ impl AdminSocket {
             }
         }
     }
-}
-
-/// Whether nobody listens on the socket, now or within [`DYING`].
-fn is_abandoned(path: &Path) -> bool {
-    let looks = DYING.as_millis() / DYING_LOOK.as_millis();
-    for look in 0..=looks {
-        if std::os::unix::net::UnixStream::connect(path).is_err() {
-            return true;
-        }
-        if look < looks {
-            std::thread::sleep(DYING_LOOK);
-        }
-    }
-    false
 }
 
 impl Drop for AdminSocket {
@@ -189,7 +176,7 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let end = std::thread::spawn(move || {
-            std::thread::sleep(3 * DYING_LOOK);
+            std::thread::sleep(3 * dying::LOOK);
             drop(dying);
         });
         let socket = AdminSocket::bind(&path).unwrap();

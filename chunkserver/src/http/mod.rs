@@ -25,6 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::control::Plane;
+use crate::dying;
 use crate::exit::Failure;
 
 /// Connections served at a time; the next is answered 503.
@@ -48,13 +49,12 @@ pub struct HttpServer {
 impl HttpServer {
     /// Binds it. `host_name`: this machine's, allowed in Host.
     pub fn bind(address: SocketAddr, host_name: &str) -> Result<HttpServer, Failure> {
-        let fail = |e: std::io::Error| {
-            Failure::problem(format!(
-                "http {address}: {e}; admin.http chooses another address, \"\" none"
-            ))
-        };
-        let listener = std::net::TcpListener::bind(address).map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
+        let option = "admin.http (\"\" is none)";
+        let listener = dying::listen("http", address, option, || {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        })?;
         Ok(HttpServer {
             listener,
             host_name: host_name.to_ascii_lowercase(),

@@ -10,11 +10,10 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-use blockdev::Rt;
 use raid::Uuid;
 
+use crate::dying::{self, Try};
 use crate::exit::Failure;
-use crate::system::{DYING, DYING_LOOK};
 
 /// The locked directory. Dropping it gives the lock back.
 #[derive(Debug)]
@@ -29,28 +28,18 @@ impl DataPath {
     ///
     /// Fails (status 1) naming the holder if another process has it.
     pub fn lock(directory: &Path, fresh: Uuid) -> Result<DataPath, Failure> {
-        DataPath::attempt(directory, fresh)?
-    }
-
-    /// The same; a holder that is on its way out is waited for.
-    pub async fn lock_patiently(
-        rt: &Rt,
-        directory: &Path,
-        fresh: Uuid,
-    ) -> Result<DataPath, Failure> {
-        let begun = rt.now();
-        loop {
-            match DataPath::attempt(directory, fresh)? {
-                Err(_) if rt.now() - begun < DYING => {
-                    rt.sleep(DYING_LOOK).await;
-                }
-                done => return done,
-            }
+        match DataPath::attempt(directory, fresh)? {
+            Try::Ours(locked) => Ok(locked),
+            Try::Taken(failure) => Err(failure),
         }
     }
 
-    /// The inner failure: another process has it.
-    fn attempt(directory: &Path, fresh: Uuid) -> Result<Result<DataPath, Failure>, Failure> {
+    /// The same; a holder that is on its way out is waited for.
+    pub fn lock_patiently(directory: &Path, fresh: Uuid) -> Result<DataPath, Failure> {
+        dying::wait_for(|| DataPath::attempt(directory, fresh))
+    }
+
+    fn attempt(directory: &Path, fresh: Uuid) -> Result<Try<DataPath>, Failure> {
         let at = |what: &str, e: io::Error| {
             Failure::problem(format!("data_path {}: {what}: {e}", directory.display()))
         };
@@ -76,7 +65,7 @@ impl DataPath {
             } else {
                 format!("pid {holder}")
             };
-            return Ok(Err(Failure::problem(format!(
+            return Ok(Try::Taken(Failure::problem(format!(
                 "data_path {} is in use by {by}: stop it, or give this one another data_path",
                 directory.display()
             ))));
@@ -86,7 +75,7 @@ impl DataPath {
             .and_then(|()| writeln!(lock, "{pid}"))
             .map_err(|e| at("lock file", e))?;
         let node = node_uuid(directory, fresh).map_err(|e| at("node identity", e))?;
-        Ok(Ok(DataPath {
+        Ok(Try::Ours(DataPath {
             directory: directory.to_owned(),
             _lock: lock,
             node,
@@ -141,16 +130,12 @@ mod tests {
                 .contains(&format!("pid {}", std::process::id())),
             "{refused}"
         );
-        let dying = std::cell::Cell::new(Some(first));
-        let waited = blockdev::driver::run_shard(|rt| async move {
-            let ending = rt.clone();
-            rt.spawn(async move {
-                ending.sleep(3 * DYING_LOOK).await;
-                drop(dying.take());
-            });
-            DataPath::lock_patiently(&rt, &given, Uuid([9; 16])).await
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(3 * dying::LOOK);
+            drop(first);
         });
-        drop(waited.unwrap().unwrap());
+        drop(DataPath::lock_patiently(&given, Uuid([9; 16])).unwrap());
+        end.join().unwrap();
         assert_eq!(
             DataPath::lock(&dir, Uuid([9; 16])).unwrap().node(),
             Uuid([7; 16])

@@ -40,6 +40,7 @@ use crate::admin::Answer;
 use crate::assemble::{self, Base};
 use crate::config::Config;
 use crate::control::{Call, Command, Metrics, ShardPort, Snapshot, PUBLISH_INTERVAL};
+use crate::dying;
 use crate::events::{EventKind, EventLog};
 use crate::exit::Failure;
 use crate::histogram::Histogram;
@@ -81,8 +82,7 @@ struct Node {
 }
 
 async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure> {
-    let data_path =
-        DataPath::lock_patiently(&rt, &config.chunkserver.data_path, Uuid::random(&rt)).await?;
+    let data_path = DataPath::lock_patiently(&config.chunkserver.data_path, Uuid::random(&rt))?;
     let witness = FileWitness::new(data_path.directory()).map_err(|e| {
         Failure::problem(format!(
             "data_path {}: {e}",
@@ -233,8 +233,8 @@ fn listen(config: &Config) -> Result<tokio::net::TcpListener, Failure> {
         })?,
     };
     let address = SocketAddr::new(host, c.listen_port);
-    moosefs::net::listen(address).map_err(|e| {
-        Failure::problem(format!("{address}: {e}: is another chunkserver running? csserv_listen_port chooses another port"))
+    dying::listen("data port", address, "csserv_listen_port", || {
+        moosefs::net::listen(address)
     })
 }
 

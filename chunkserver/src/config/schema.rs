@@ -64,9 +64,7 @@ const fn old(name: &'static str, instead: &'static str) -> Key {
 }
 
 use Effect::{Deprecated, Live, Nothing, Start};
-use Kind::{
-    Flag, Float, Int, Many, Seconds, Size, Span, Syntax, Text, Word, WordOr, YesNo, ZeroOne,
-};
+use Kind::{Flag, Int, Many, Seconds, Size, Span, Syntax, Text, Word, WordOr, YesNo, ZeroOne};
 
 const DAY_MS: u64 = 86_400_000;
 const YEAR_MS: u64 = 365 * DAY_MS;
@@ -78,6 +76,8 @@ const MEMORY_BYTES_MIN: u64 = 64 << 20;
 const THREADS: &str = "there are no worker threads: requests are served on one event loop a shard";
 const NO_SYSLOG: &str = "events go to standard error; ANTLER_LOG filters them";
 const NO_HDD: &str = "volumes take the place of mfshdd.cfg";
+const NO_TEST: &str =
+    "nothing is tested unasked: `antler scrub VOLUME start` reads a volume on every leg and heals";
 const NO_MAP: &str = "there is no kernel map";
 
 /// `[chunkserver]`
@@ -123,20 +123,18 @@ pub(crate) static CHUNKSERVER: &[Key] = &[
         Start,
     ),
     key("workers", WordOr(&["auto"], &Int(1, 64)), "auto", Start),
-    key(
+    noop(
         "chunks_per_register_packet",
-        Int(100, 100_000),
         "10000",
-        Live,
+        "registration is paced by what the connection takes",
     ),
-    key("hdd_test_speed", Float(0.0, 10_000.0), "1.0", Live),
-    key(
-        "hdd_min_test_interval",
-        Seconds(0, 10 * YEAR_MS),
-        "86400",
-        Live,
+    noop("hdd_test_speed", "1.0", NO_TEST),
+    noop("hdd_min_test_interval", "86400", NO_TEST),
+    noop(
+        "hdd_leave_space_default",
+        "256MiB",
+        "a volume is all Antler's, and keeps what it needs itself",
     ),
-    key("hdd_leave_space_default", Size(0), "256MiB", Live),
     key("nice_level", Int(-20, 19), "-19", Start),
     key("lock_memory", ZeroOne, "0", Start),
     key("disable_oom_killer", ZeroOne, "1", Start),
@@ -220,7 +218,12 @@ pub(crate) static CHUNKSERVER: &[Key] = &[
         "5",
         "reconnection starts at once and backs off by itself",
     ),
-    old("hdd_test_freq", "hdd_test_speed (= 10 / frequency)"),
+    noop(
+        "master_control_port",
+        "9419",
+        "chunkservers use master_port alone",
+    ),
+    old("hdd_test_freq", "`antler scrub VOLUME start`"),
     old("csserv_timeout", "nothing: idle connections are kept"),
     old(
         "replication_timeout",

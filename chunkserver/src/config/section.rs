@@ -188,13 +188,6 @@ impl Section {
         T::try_from(self.int(key)).unwrap_or_else(|_| panic!("range of {}.{key}", self.name))
     }
 
-    pub(crate) fn float(&self, key: &str) -> f64 {
-        match self.get(key) {
-            Some(Value::Float(n)) => *n,
-            v => panic!("{}.{key} is no fraction: {v:?}", self.name),
-        }
-    }
-
     pub(crate) fn text(&self, key: &str) -> &str {
         match self.get(key) {
             Some(Value::Text(s)) => s,

@@ -312,6 +312,69 @@ fn truncated_and_broken_files() {
     );
 }
 
+/// Every option of mfschunkserver.cfg(5) 3.0.117 and of its example file either works or is named.
+#[test]
+fn stock_options_without_effect_are_named() {
+    const WITHOUT_EFFECT: [&str; 26] = [
+        "working_user",
+        "working_group",
+        "syslog_ident",
+        "limit_glibc_malloc_arenas",
+        "allow_starting_with_invalid_disks",
+        "hdd_conf_filename",
+        "hdd_test_freq",
+        "hdd_test_speed",
+        "hdd_min_test_interval",
+        "hdd_fadvise_min_time",
+        "hdd_leave_space_default",
+        "hdd_rebalance_utilization",
+        "hdd_high_speed_rebalance_limit",
+        "hdd_error_tolerance_count",
+        "hdd_error_tolerance_period",
+        "hdd_fsync_before_close",
+        "hdd_sparsify_on_write",
+        "hdd_rr_chunk_count",
+        "hdd_keep_duplicates_hours",
+        "workers_max",
+        "workers_max_idle",
+        "master_control_port",
+        "master_reconnection_delay",
+        "chunks_per_register_packet",
+        "csserv_timeout",
+        "replication_timeout",
+    ];
+    for name in WITHOUT_EFFECT {
+        let loaded = judge(&format!("[chunkserver]\n{name} = 2\n"));
+        let key = format!("chunkserver.{name}");
+        let named = loaded.warnings.iter().any(|w| {
+            w.key == key && w.origin.to_string() == "antler.toml:2" && w.text.contains("no effect")
+        });
+        assert!(named, "{name}: {:?}", loaded.warnings);
+    }
+    // These work: nothing is said of them.
+    for line in [
+        "labels = \"A\"",
+        "nice_level = -5",
+        "lock_memory = 1",
+        "disable_oom_killer = 0",
+        "file_umask = \"022\"",
+        "master_timeout = 20",
+        "bind_host = \"10.0.0.2\"",
+        "csserv_listen_port = 9522",
+    ] {
+        let loaded = judge(&format!("[chunkserver]\n{line}\n"));
+        assert!(loaded.errors.is_empty(), "{line}: {:?}", loaded.errors);
+        let name = line.split(' ').next().unwrap();
+        let about = loaded.warnings.iter().find(|w| w.key.ends_with(name));
+        assert_eq!(about.map(|w| &w.text), None, "{line}");
+    }
+    let several = judge("[chunkserver]\nworkers = 4\n");
+    assert!(several
+        .warnings
+        .iter()
+        .any(|w| w.text.contains("one shard")));
+}
+
 #[test]
 fn warnings_name_what_is_allowed_but_hardly_meant() {
     for (text, want) in [
@@ -474,7 +537,7 @@ fn check_shows_every_value_and_its_origin() {
     is("multipath.recheck_wwid", "\"no\"", "antler.toml:12");
     is("device.sto1.header_digest", "\"crc32c\"", "antler.toml:19");
     is("device.sto1.no_path_retry", "5", "antler.toml:11");
-    is("chunkserver.hdd_min_test_interval", "\"1d\"", "default");
+    is("multipath.checker_timeout", "\"30s\"", "default");
     is("volume.vol1.state", "\"active\"", "default");
     let json = serde_json::to_value(loaded.report()).unwrap();
     assert_eq!(json["ok"], true);

@@ -93,14 +93,6 @@ pub struct Chunkserver {
     pub memory_bytes: u64,
     /// Shards, resolved from "auto".
     pub workers: usize,
-    /// CHUNKS_PER_REGISTER_PACKET.
-    pub chunks_per_register_packet: u32,
-    /// Background checksum test, bytes a second and volume; 0 = off.
-    pub test_bytes_per_s: u64,
-    /// A chunk is not tested again before this.
-    pub test_min_interval: Duration,
-    /// HDD_LEAVE_SPACE_DEFAULT: bytes of each volume not offered to the master.
-    pub leave_space_bytes: u64,
     /// NICE_LEVEL.
     pub nice_level: i32,
     /// LOCK_MEMORY: mlockall.

@@ -50,8 +50,6 @@ pub(crate) enum Kind {
     ZeroOne,
     /// An integer in a range.
     Int(i64, i64),
-    /// A fraction in a range.
-    Float(f64, f64),
     /// Bytes, at least so many.
     Size(u64),
     /// A duration in a range of milliseconds; a plain number is seconds.
@@ -107,19 +105,6 @@ impl Kind {
                 };
                 match n {
                     Some(n) if (*min..=*max).contains(&n) => Ok(Value::Int(n)),
-                    Some(n) => Err(format!("{n} is outside {min}..{max}")),
-                    None => wrong(&format!("a number from {min} to {max}")),
-                }
-            }
-            Kind::Float(min, max) => {
-                let n = match raw {
-                    Raw::Int(n) => Some(*n as f64),
-                    Raw::Float(n) => Some(*n),
-                    Raw::Word(w) => w.parse().ok(),
-                    _ => None,
-                };
-                match n {
-                    Some(n) if (*min..=*max).contains(&n) => Ok(Value::Float(n)),
                     Some(n) => Err(format!("{n} is outside {min}..{max}")),
                     None => wrong(&format!("a number from {min} to {max}")),
                 }

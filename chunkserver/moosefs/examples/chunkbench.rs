@@ -1,9 +1,10 @@
 //! Loads a chunkserver that has come to a played master:
 //! `chunkbench MASTER_IP:PORT MODE BLOCK_BYTES IODEPTH SECONDS`.
 
+use blockdev::driver::run_shard;
 use blockdev::Pool;
 use moosefs::bench::{self, BenchConfig};
-use moosefs::net::{TcpConnector, TokioRuntime};
+use moosefs::net::TcpConnector;
 use moosefs::player::{Player, Script};
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,15 +14,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [address, mode, block_bytes, iodepth, seconds] = &args[..] else {
         return Err("chunkbench MASTER_IP:PORT MODE BLOCK_BYTES IODEPTH SECONDS".into());
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let local = tokio::task::LocalSet::new();
     let (address, mode) = (address.parse()?, mode.parse()?);
     let (block_bytes, iodepth) = (block_bytes.parse()?, iodepth.parse()?);
     let runtime_s: u64 = seconds.parse()?;
-    local.block_on(&runtime, async move {
-        let rt = TokioRuntime::start();
+    run_shard(|rt| async move {
         let player = Player::listen(address, Script::default()).await?;
         let mut server = player.accept().await?;
         let chunks = bench::create_chunks(&mut server, 4).await?;
@@ -50,5 +46,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             server.delete(id, version).await?;
         }
         Ok::<(), Box<dyn std::error::Error>>(())
-    })
+    })?
 }

@@ -3,23 +3,18 @@
 //! `memserver MASTER:PORT LISTEN_IP:PORT DATA_DIR [AUTH_CODE]`. Prints `registered` and `lost`
 //! lines; SIGTERM leaves gracefully.
 
+use blockdev::driver::run_shard;
 use blockdev::Pool;
 use moosefs::master::link::LinkConfig;
 use moosefs::master::{channel, Driver, FileState, MasterConfig, MasterEvent, MasterExecutor};
 use moosefs::mem::MemChunks;
-use moosefs::net::{accept, listen, TcpConnector, TokioRuntime};
+use moosefs::net::{accept, listen, TcpConnector};
 use moosefs::proto::CLAIMED_VERSION;
 use moosefs::replicate::Replicator;
 use moosefs::serve::{ServeConfig, Server};
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 use std::rc::Rc;
-
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-}
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     tracing_subscriber::fmt()
@@ -50,13 +45,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (driver, handle) = Driver::new(config, link_ends, state, tell)?;
 
     let control = std::thread::spawn(move || -> std::io::Result<()> {
-        runtime()?.block_on(driver.run());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(driver.run());
         Ok(())
     });
-    let local = tokio::task::LocalSet::new();
     let leaving = handle.clone();
-    runtime()?.block_on(local.run_until(async move {
-        let rt = TokioRuntime::start();
+    run_shard(|rt| async move {
         let pool = Pool::new(256 << 20);
         let chunks = MemChunks::new(rt.clone(), pool.clone(), 8 << 30);
         let connector = Rc::new(TcpConnector);
@@ -77,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stop.recv().await;
         leaving.leave().await;
         std::io::Result::Ok(())
-    }))?;
+    })??;
     control
         .join()
         .map_err(|_| "the control thread panicked")??;

@@ -3,10 +3,12 @@
 
 mod support;
 
+use blockdev::driver::run_shard;
+use blockdev::Rt;
 use chunk_api::{ChunkId, ChunkVersion, Report};
 use moosefs::bench::{self, BenchConfig, Mode};
 use moosefs::master::{Identity, MasterState};
-use moosefs::net::{TcpConnector, TokioRuntime};
+use moosefs::net::TcpConnector;
 use moosefs::player::{Player, Registered, Script};
 use moosefs::proto::master::{Ack, Command, Register, ToMaster};
 use moosefs::proto::{kind, status, Version};
@@ -21,13 +23,13 @@ use tokio::net::TcpListener;
 const ANY_PORT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
 
 fn test(body: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let local = tokio::task::LocalSet::new();
-    let body = async { tokio::time::timeout(Duration::from_secs(60), body).await };
-    local.block_on(&runtime, body).expect("the test hangs");
+    test_with(|_| body);
+}
+
+fn test_with<F: Future<Output = ()>>(body: impl FnOnce(Rt) -> F) {
+    let limit = Duration::from_secs(60);
+    let ended = run_shard(|rt| tokio::time::timeout(limit, body(rt)));
+    ended.unwrap().expect("the test hangs");
 }
 
 async fn player(script: Script) -> (Player, SocketAddr) {
@@ -364,7 +366,7 @@ fn dead_addresses_do_not_hide_the_live_one() {
 
 #[test]
 fn the_load_generator_in_every_mode() {
-    test(async {
+    test_with(|rt| async move {
         let (player, address) = player(Script::default()).await;
         let node = Node::start(Setup {
             held: 2,
@@ -373,7 +375,7 @@ fn the_load_generator_in_every_mode() {
         let mut server = registered(&player, &node).await;
         let chunks = bench::create_chunks(&mut server, 2).await.unwrap();
         assert_eq!(chunks[0].0, id(3));
-        let (rt, connector) = (TokioRuntime::start(), Rc::new(TcpConnector));
+        let connector = Rc::new(TcpConnector);
         let modes = [
             Mode::Write,
             Mode::Read,

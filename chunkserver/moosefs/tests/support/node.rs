@@ -1,6 +1,7 @@
 //! A whole node with chunks in memory and real sockets: control thread and shard thread, as in
 //! production; optionally inside a network namespace.
 
+use blockdev::driver::run_shard;
 use blockdev::Pool;
 use chunk_api::{Chunks, Report};
 use moosefs::master::executor::{Ownership, Unowned};
@@ -10,7 +11,7 @@ use moosefs::master::{
     channel, Driver, Handle, Identity, MasterConfig, MasterEvent, MasterExecutor, MasterState,
 };
 use moosefs::mem::MemChunks;
-use moosefs::net::{accept, listen, TcpConnector, TokioRuntime};
+use moosefs::net::{accept, listen, TcpConnector};
 use moosefs::proto::CLAIMED_VERSION;
 use moosefs::replicate::Replicator;
 use moosefs::serve::{ServeConfig, Server};
@@ -86,9 +87,7 @@ impl Node {
         let namespace = setup.namespace.clone();
         let shard = std::thread::spawn(move || {
             enter(&namespace);
-            let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime(), async move {
-                let rt = TokioRuntime::start();
+            run_shard(|rt| async move {
                 let pool = Pool::new(64 << 20);
                 let chunks = MemChunks::new(rt.clone(), pool.clone(), 4 << 30);
                 for id in 1..=setup.held {
@@ -111,7 +110,8 @@ impl Node {
                     job(&chunks);
                 }
                 executor.abort();
-            });
+            })
+            .unwrap();
         });
         let SocketAddr::V4(listen) = address.recv().unwrap() else {
             panic!("listens by IPv6")

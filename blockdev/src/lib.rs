@@ -22,6 +22,7 @@ pub mod driver;
 mod error;
 mod geometry;
 mod io;
+pub mod latency;
 pub mod mutation;
 pub mod path;
 pub mod reserve;

@@ -24,7 +24,7 @@ use crate::exit::Failure;
 use crate::names;
 use crate::node::data_path::DataPath;
 use crate::probe::on_shard;
-use crate::report::{BenchReport, CpuSeconds, LatencyUs};
+use crate::report::{BenchReport, CpuSeconds};
 
 /// Memory of a bench beyond what its depth needs.
 const POOL_BYTES: usize = 256 << 20;
@@ -74,7 +74,6 @@ fn iscsi_report(
     if let Some(error) = &report.first_error {
         tracing::warn!("first error: {error}");
     }
-    let l = &report.lat_us;
     Ok(BenchReport {
         bench: bench.to_owned(),
         rw: report.rw.to_owned(),
@@ -88,15 +87,7 @@ fn iscsi_report(
         verify_errors: report.verify_errors,
         iops: report.iops,
         bytes_per_s: report.bytes_per_s,
-        lat_us: LatencyUs {
-            min: l.min,
-            mean: l.mean,
-            p50: l.p50,
-            p90: l.p90,
-            p99: l.p99,
-            p99_9: l.p99_9,
-            max: l.max,
-        },
+        lat_us: report.lat_us.into(),
         cpu_s: CpuSeconds {
             user: report.cpu_s.user,
             system: report.cpu_s.system,
@@ -362,8 +353,6 @@ async fn load_chunks(
     if let Some(error) = &result.first_error {
         tracing::warn!("first error: {error}");
     }
-    let l = &result.lat_us;
-    let us = |value: f64| value.round() as u64;
     Ok(BenchReport {
         bench: "chunk".to_owned(),
         rw: result.rw.clone(),
@@ -377,15 +366,7 @@ async fn load_chunks(
         verify_errors: result.verify_errors,
         iops: result.iops,
         bytes_per_s: result.bytes_per_s as u64,
-        lat_us: LatencyUs {
-            min: us(l.min),
-            mean: (l.mean * 10.0).round() / 10.0,
-            p50: us(l.p50),
-            p90: us(l.p90),
-            p99: us(l.p99),
-            p99_9: us(l.p99_9),
-            max: us(l.max),
-        },
+        lat_us: result.lat_us.into(),
         cpu_s: CpuSeconds {
             user: result.cpu_s.0,
             system: result.cpu_s.1,

@@ -377,6 +377,20 @@ pub struct LatencyUs {
     pub max: u64,
 }
 
+impl From<blockdev::latency::Latencies> for LatencyUs {
+    fn from(l: blockdev::latency::Latencies) -> LatencyUs {
+        LatencyUs {
+            min: l.min,
+            mean: l.mean,
+            p50: l.p50,
+            p90: l.p90,
+            p99: l.p99,
+            p99_9: l.p99_9,
+            max: l.max,
+        }
+    }
+}
+
 /// CPU seconds of this process.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuSeconds {

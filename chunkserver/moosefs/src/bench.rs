@@ -10,6 +10,7 @@ use crate::player::Registered;
 use crate::proto::client::ReadRequest;
 use crate::serve::Connector;
 use crate::wire::Transport;
+use blockdev::latency::{Histogram, Latencies};
 use blockdev::{Instant, IoVec, Pool, Rt};
 use chunk_api::crc::crc32_iovec;
 use chunk_api::{ChunkId, ChunkVersion, BLOCK_BYTES, CHUNK_BYTES};
@@ -152,19 +153,6 @@ impl fmt::Display for Traced {
     }
 }
 
-/// Latencies in microseconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-#[allow(missing_docs)]
-pub struct Latencies {
-    pub min: f64,
-    pub mean: f64,
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
-    pub p99_9: f64,
-    pub max: f64,
-}
-
 /// What a run has shown; the fields of the JSON.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[allow(missing_docs)]
@@ -185,78 +173,6 @@ pub struct BenchResult {
     pub cpu_s: (f64, f64),
     /// The first error, for people.
     pub first_error: Option<String>,
-}
-
-/// Log-linear histogram of nanoseconds: 64 steps per power of two (1.6 % wide).
-struct Histogram {
-    counts: Vec<u64>,
-    count: u64,
-    sum: u64,
-    min: u64,
-    max: u64,
-}
-
-impl Histogram {
-    fn new() -> Histogram {
-        Histogram {
-            counts: vec![0; 64 * 60],
-            count: 0,
-            sum: 0,
-            min: u64::MAX,
-            max: 0,
-        }
-    }
-
-    fn index(ns: u64) -> usize {
-        let shift = (63 - (ns | 64).leading_zeros()) - 6;
-        (shift as usize) * 64 + (ns >> shift) as usize
-    }
-
-    /// The middle of a step.
-    fn value(index: usize) -> u64 {
-        if index < 128 {
-            return index as u64;
-        }
-        let shift = index / 64 - 1;
-        (((index % 64 + 64) as u64) << shift) + (1 << shift) / 2
-    }
-
-    fn record(&mut self, ns: u64) {
-        let last = self.counts.len() - 1;
-        self.counts[Self::index(ns).min(last)] += 1;
-        self.count += 1;
-        self.sum += ns;
-        self.min = self.min.min(ns);
-        self.max = self.max.max(ns);
-    }
-
-    fn quantile(&self, q: f64) -> u64 {
-        let rank = ((self.count as f64 * q).ceil() as u64).clamp(1, self.count.max(1));
-        let mut seen = 0;
-        for (index, count) in self.counts.iter().enumerate() {
-            seen += count;
-            if seen >= rank {
-                return Self::value(index).clamp(self.min, self.max);
-            }
-        }
-        self.max
-    }
-
-    fn latencies(&self) -> Latencies {
-        if self.count == 0 {
-            return Latencies::default();
-        }
-        let us = |ns: u64| ns as f64 / 1000.0;
-        Latencies {
-            min: us(self.min),
-            mean: self.sum as f64 / self.count as f64 / 1000.0,
-            p50: us(self.quantile(0.50)),
-            p90: us(self.quantile(0.90)),
-            p99: us(self.quantile(0.99)),
-            p99_9: us(self.quantile(0.999)),
-            max: us(self.max),
-        }
-    }
 }
 
 /// Is given each I/O as it ends.
@@ -317,7 +233,7 @@ pub async fn run(
         started,
         slots,
         next_slot: Cell::new(0),
-        histogram: RefCell::new(Histogram::new()),
+        histogram: RefCell::default(),
         ios: Cell::new(0),
         bytes: Cell::new(0),
         errors: Cell::new(0),
@@ -380,9 +296,7 @@ impl Run {
             .set(self.bytes_left.get().saturating_sub(bytes.into()));
         let ok = error.is_none();
         if ok {
-            self.histogram
-                .borrow_mut()
-                .record((now - begun).as_nanos() as u64);
+            self.histogram.borrow_mut().record(now - begun);
             self.ios.set(self.ios.get() + 1);
             self.bytes.set(self.bytes.get() + u64::from(bytes));
         } else {
@@ -418,7 +332,7 @@ impl Run {
             verify_errors: self.verify_errors.get(),
             iops: self.ios.get() as f64 / elapsed_s,
             bytes_per_s: self.bytes.get() as f64 / elapsed_s,
-            lat_us: self.histogram.borrow().latencies(),
+            lat_us: self.histogram.borrow().summary(),
             cpu_s: (user - cpu_before.0, system - cpu_before.1),
             first_error: self.first_error.borrow().clone(),
         }
@@ -664,25 +578,6 @@ pub async fn create_chunks(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn quantiles_are_within_a_step() {
-        let mut histogram = Histogram::new();
-        (1..=100_000u64).for_each(|ns| histogram.record(ns * 10));
-        for (q, expected) in [(0.5, 500_000.0), (0.9, 900_000.0), (0.999, 999_000.0)] {
-            let got = histogram.quantile(q) as f64;
-            assert!((got / expected - 1.0).abs() < 0.016, "{q}: {got}");
-        }
-        let latencies = histogram.latencies();
-        assert_eq!((latencies.min, latencies.max), (0.01, 1000.0));
-        for ns in [0, 1, 63, 64, 127, 128, 129, 1 << 20, u64::MAX] {
-            let value = Histogram::value(Histogram::index(ns));
-            assert!(
-                value.abs_diff(ns) as f64 <= ns as f64 / 64.0,
-                "{ns}: {value}"
-            );
-        }
-    }
 
     #[test]
     fn modes_have_names() {

@@ -5,17 +5,15 @@
 //! `verify` writes blocks that carry (seed, offset, generation), reads them back in between and at
 //! the end, and counts those that are wrong.
 
-mod histogram;
 mod verify;
 
 use crate::establish::Initiator;
 use crate::path::{IscsiPort, IscsiSession, PortConfig};
 use blockdev::completion::{pair, Abandoned};
+use blockdev::latency::{Histogram, Latencies};
 use blockdev::path::{Command, CommandError, LoginAs, LoginError, PathSession};
 use blockdev::{Durability, Instant, IoCtx, IoVec, Pool, Rt, Sector, SECTOR_BYTES};
-use histogram::Histogram;
 use nix::sys::resource::{getrusage, UsageWho};
-use serde::Serialize;
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
@@ -152,27 +150,8 @@ impl std::fmt::Display for TraceLine {
     }
 }
 
-/// Latencies in microseconds.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Latencies {
-    /// Smallest.
-    pub min: u64,
-    /// Mean.
-    pub mean: f64,
-    /// Median.
-    pub p50: u64,
-    /// 90th percentile.
-    pub p90: u64,
-    /// 99th percentile.
-    pub p99: u64,
-    /// 99.9th percentile.
-    pub p99_9: u64,
-    /// Largest.
-    pub max: u64,
-}
-
 /// Processor time of this process.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CpuSeconds {
     /// In user mode.
     pub user: f64,
@@ -181,7 +160,7 @@ pub struct CpuSeconds {
 }
 
 /// What came of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// `iscsi` or `device`.
     pub bench: &'static str,
@@ -216,10 +195,8 @@ pub struct Report {
     /// Negotiated data digest.
     pub data_digest: &'static str,
     /// The first error, for people.
-    #[serde(skip)]
     pub first_error: Option<String>,
     /// One line an I/O, if a trace was asked for.
-    #[serde(skip)]
     pub trace: Vec<TraceLine>,
 }
 
@@ -458,7 +435,7 @@ impl<L: Load> Run<L> {
         match &result {
             Ok(data) => {
                 state.ios += 1;
-                state.latencies.record(latency.as_micros() as u64);
+                state.latencies.record(latency);
                 if let Some(blocks) = &mut state.verify {
                     if !blocks.done(block, bytes as usize, data.as_ref()) {
                         state.verify_errors += 1;

@@ -1,13 +1,32 @@
-//! Latencies in buckets of about 1.6 %: 64 to an octave.
+//! Latencies of load generators: every value is counted, in buckets of about 1.6 % (64 to an octave).
 
-use super::Latencies;
+use std::time::Duration;
+
+/// A summary in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Latencies {
+    /// Smallest.
+    pub min: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
+    /// 99th percentile.
+    pub p99: u64,
+    /// 99.9th percentile.
+    pub p99_9: u64,
+    /// Largest.
+    pub max: u64,
+}
 
 const SUB_BITS: u32 = 6;
 const SUB: u64 = 1 << SUB_BITS;
 
-/// Counts of values.
+/// Counts of latencies, in microseconds.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Histogram {
+pub struct Histogram {
     buckets: Vec<u64>,
     count: u64,
     sum: u64,
@@ -34,7 +53,9 @@ fn top_of(bucket: usize) -> u64 {
 }
 
 impl Histogram {
-    pub(super) fn record(&mut self, value: u64) {
+    /// Counts one.
+    pub fn record(&mut self, latency: Duration) {
+        let value = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let bucket = bucket_of(value);
         if self.buckets.len() <= bucket {
             self.buckets.resize(bucket + 1, 0);
@@ -47,7 +68,7 @@ impl Histogram {
         };
         self.max = self.max.max(value);
         self.count += 1;
-        self.sum += value;
+        self.sum = self.sum.saturating_add(value);
     }
 
     /// The value below or at which `share` of all lie.
@@ -63,7 +84,8 @@ impl Histogram {
         self.max
     }
 
-    pub(super) fn summary(&self) -> Latencies {
+    /// What was counted; all zero if nothing was.
+    pub fn summary(&self) -> Latencies {
         if self.count == 0 {
             return Latencies::default();
         }
@@ -98,7 +120,7 @@ mod tests {
     #[test]
     fn percentiles() {
         let mut histogram = Histogram::default();
-        (1..=1000).for_each(|value| histogram.record(value));
+        (1..=1000).for_each(|us| histogram.record(Duration::from_micros(us)));
         let summary = histogram.summary();
         assert_eq!((summary.min, summary.max, summary.mean), (1, 1000, 500.5));
         for (got, wanted) in [(summary.p50, 500), (summary.p99, 990), (summary.p99_9, 999)] {

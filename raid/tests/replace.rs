@@ -374,3 +374,28 @@ fn a_spare_is_taken_at_once_for_a_leg_that_will_not_come_back() {
         trio.assert_third_is_equal();
     }
 }
+
+/// The slot of a leg that was given to another device is not free, and there is no third one.
+#[test]
+fn a_leg_is_not_added_beside_two() {
+    let (trio, array) = Trio::new(31);
+    trio.slow(20_000);
+    let failing = array.clone();
+    let failed = trio
+        .bench
+        .world
+        .block_on(async move { failing.fail("sto2").await });
+    failed.expect("failed");
+    trio.replace(&array).expect("filled in its slot");
+    while trio.bench.states(&array)[1] != "rebuilding" {
+        trio.bench.run(1);
+    }
+    for force in [false, true] {
+        let (again, device) = (array.clone(), trio.bench.legs[1].clone());
+        let adding = async move { again.add("sto2", device, false, force).await };
+        let added = trio.bench.world.block_on(adding);
+        assert!(matches!(added, Err(ControlError::Full)), "{added:?}");
+    }
+    trio.bench.run(60_000);
+    assert_eq!(trio.bench.states(&array), ["in-sync", "in-sync"]);
+}

@@ -249,7 +249,7 @@ impl Array {
         let leg = match self.named(name) {
             Ok(leg) => leg,
             Err(_) => self
-                .legs
+                .slots()
                 .iter()
                 .find(|leg| !leg.is_required() && leg.state() != LegState::Rebuilding)
                 .ok_or(ControlError::Full)?,

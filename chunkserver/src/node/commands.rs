@@ -59,6 +59,7 @@ impl Node {
             Request::LegRun(name) => self
                 .volume(&name.volume)?
                 .run_alone(&name.device)
+                .await
                 .map(Answer::done),
             Request::QuarantineList {} => Ok(Answer::Quarantine(self.quarantine())),
             Request::QuarantineRestore(ids) => self.on_quarantined(ids, true).await,
@@ -91,7 +92,7 @@ impl Node {
             if !fill.force {
                 return Err(not_running(&volume));
             }
-            return volume.choose_loser(&fill.device).map(Answer::done);
+            return volume.choose_loser(&fill.device).await.map(Answer::done);
         };
         let device = volume.device_of(slot)?;
         array

@@ -16,6 +16,7 @@ mod slot;
 mod spares;
 pub(crate) mod survey;
 pub(crate) mod volume;
+mod word;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -29,6 +29,7 @@ use crate::node::revive::Failures;
 use crate::node::scrub::Scrubber;
 use crate::node::slot::LegSlot;
 use crate::node::survey as translate;
+use crate::node::word::Word;
 use crate::ownership;
 use crate::volumes::{Service, Volumes};
 
@@ -36,15 +37,6 @@ use crate::volumes::{Service, Volumes};
 const OTHER_LEG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a volume that waits is looked at again, and legs that are missing are looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-
-/// What an operator decided about a volume that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Word {
-    /// Serve from this device although the other leg may be newer.
-    Alone(String),
-    /// Serve from the other leg of a diverged pair, and refill this one.
-    Loses(String),
-}
 
 /// Why a volume is not told to a master.
 pub(crate) struct NotAdopted {
@@ -77,7 +69,9 @@ pub(crate) struct VolumeLife {
     /// Why it is not served.
     note: RefCell<Option<String>>,
     state: Cell<model::VolumeState>,
-    word: RefCell<Option<Word>>,
+    /// What an operator said of a volume that waits, and what became of the start by that.
+    pub(super) word: RefCell<Option<Word>>,
+    pub(super) outcome: RefCell<Option<Result<(), String>>>,
     /// The file system that the master belongs to; `None` before one has accepted us.
     metaid: Rc<Cell<Option<(u64, u16)>>>,
     stopping: Cell<bool>,
@@ -141,6 +135,7 @@ impl VolumeLife {
             note: RefCell::default(),
             state: Cell::new(model::VolumeState::Waiting),
             word: RefCell::default(),
+            outcome: RefCell::default(),
             metaid: shared.metaid.clone(),
             stopping: Cell::new(false),
             failures: Cell::default(),
@@ -153,9 +148,15 @@ impl VolumeLife {
         self.wait_for_legs().await;
         while !self.stopping.get() {
             if self.store.borrow().is_none() {
-                match self.begin().await {
-                    Ok(()) => {}
-                    Err((state, text)) => self.wait_because(state, text),
+                let by_word = self.word.borrow().is_some();
+                let begun = self.begin().await;
+                if by_word {
+                    let failed = begun.as_ref().err().map(|(_, text)| text.clone());
+                    *self.word.borrow_mut() = None;
+                    *self.outcome.borrow_mut() = Some(failed.map_or(Ok(()), Err));
+                }
+                if let Err((state, text)) = begun {
+                    self.wait_because(state, text);
                 }
             } else {
                 self.attach_late_legs().await;
@@ -578,32 +579,6 @@ impl VolumeLife {
                 leg.close().await;
             }
         }
-    }
-
-    /// `antler leg run VOLUME DEVICE --alone`.
-    pub(crate) fn run_alone(&self, device: &str) -> Result<String, Failure> {
-        self.slot(device)?;
-        if self.store.borrow().is_some() {
-            return Err(Failure::problem(format!(
-                "volume {} is being served",
-                self.config.name
-            )));
-        }
-        *self.word.borrow_mut() = Some(Word::Alone(device.to_owned()));
-        Ok(format!(
-            "volume {} is started from {device} alone",
-            self.config.name
-        ))
-    }
-
-    /// `antler leg add VOLUME DEVICE --force` on a diverged pair.
-    pub(crate) fn choose_loser(&self, device: &str) -> Result<String, Failure> {
-        self.slot(device)?;
-        *self.word.borrow_mut() = Some(Word::Loses(device.to_owned()));
-        Ok(format!(
-            "volume {} is started from its other leg, and {device} is filled from it",
-            self.config.name
-        ))
     }
 
     /// The leg of that name, of this volume.

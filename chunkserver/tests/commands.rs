@@ -347,7 +347,11 @@ fn without_a_daemon_the_socket_is_named() {
         let out = site.antler(args);
         assert_eq!(out.status.code(), Some(3), "{args:?}: {out:?}");
         assert!(text(&out.stderr).contains("no-such.sock"), "{out:?}");
-        assert!(out.stdout.is_empty());
+        let said = text(&out.stdout);
+        match args.contains(&"--json") {
+            true => assert!(said.contains(r#""exit":3"#), "{said}"),
+            false => assert_eq!(said, ""),
+        }
     }
     assert!(site.config().exists());
 }

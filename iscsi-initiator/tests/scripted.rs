@@ -833,6 +833,30 @@ mod traps {
         }
     }
 
+    /// tgt counts what it did not read of UNMAP's parameter list as a residual.
+    #[test]
+    fn a_parameter_list_may_be_read_in_part() {
+        let target = Target::start(Settings::default());
+        let address = target.address;
+        run(move |rt| async move {
+            let session = login(&rt, address).await;
+            target.script(move |request, reply| {
+                if request.opcode() == 1 && request.cdb()[0] == 0x42 {
+                    let answer = &mut reply.pdus[0].0;
+                    answer.header[1] |= 0x02;
+                    answer.header[3] = 0;
+                    answer.data.clear();
+                    answer.set_u32(44, 8);
+                }
+            });
+            let (at, sectors) = (Sector(0), 8);
+            let unmap = Command::Unmap { at, sectors };
+            let done = session.submit(unmap, IoCtx::foreground()).1.await;
+            assert!(done.is_ok(), "{done:?}");
+            drop(target);
+        });
+    }
+
     /// A target that asks for data it must not ask for.
     #[test]
     fn r2t_against_the_rules_ends_the_session() {

@@ -537,7 +537,7 @@ fn check_shows_every_value_and_its_origin() {
     is("multipath.recheck_wwid", "\"no\"", "antler.toml:12");
     is("device.sto1.header_digest", "\"crc32c\"", "antler.toml:19");
     is("device.sto1.no_path_retry", "5", "antler.toml:11");
-    is("multipath.checker_timeout", "\"30s\"", "default");
+    is("multipath.failback", "\"immediate\"", "default");
     is("volume.vol1.state", "\"active\"", "default");
     let json = serde_json::to_value(loaded.report()).unwrap();
     assert_eq!(json["ok"], true);

@@ -125,6 +125,12 @@ pub fn compare_and_write(lba: u64, blocks: u8, fua: bool) -> Cdb {
     with_lba(0x89, if fua { FUA } else { 0 }, lba, u32::from(blocks))
 }
 
+/// Whether the data that go out are a parameter list, of which the unit may leave a part unread
+/// (UNMAP, MODE SELECT, PERSISTENT RESERVE OUT); all other data are blocks.
+pub(crate) fn takes_parameters(cdb: &Cdb) -> bool {
+    matches!(cdb[0], 0x15 | 0x42 | 0x55 | 0x5f)
+}
+
 /// Most ranges of one UNMAP that the length of its parameter list can tell.
 pub const UNMAP_RANGES_MAX: usize = 4095;
 

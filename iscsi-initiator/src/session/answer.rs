@@ -15,6 +15,7 @@ use crate::pdu::header::{
     TmfResponse,
 };
 use crate::pdu::{flag, split_sense, Response, BHS_BYTES, RESERVED_TAG};
+use crate::scsi::cdb;
 use crate::scsi::sense::{self, key};
 use crate::scsi::status;
 use crate::serial::Serial;
@@ -254,10 +255,11 @@ impl Session {
             }
             data = std::mem::take(&mut task.read).freeze(task.received as usize);
         }
-        if good && !task.write.is_empty() && underflow > 0 {
+        let moves_blocks = good && !task.write.is_empty() && !cdb::takes_parameters(&task.cdb);
+        if moves_blocks && underflow > 0 {
             return self.end(tag, Outcome::Bad("write transferred in part"));
         }
-        if good && !task.write.is_empty() && task.fetched < task.expected {
+        if moves_blocks && task.fetched < task.expected {
             let lie = "GOOD for a write whose data were not all asked for";
             return self.end(tag, Outcome::Bad(lie));
         }

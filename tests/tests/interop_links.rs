@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use harness::antler::{Antler, Device, Spec};
-use harness::clock::wait_until;
+use harness::clock::{pause, wait_until};
 use harness::scratch::Scratch;
 use harness::site::{one_storage_node, TARGET};
 use harness::tgt::{Tgt, TgtSpec};
@@ -19,6 +19,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// carrier.
 const OURS: Ipv4Addr = Ipv4Addr::new(10, 3, 1, 101);
 const MASTER_PORT: u16 = 9420;
+/// How long the kernel may gather the changes of links before it tells of them.
+const LINKWATCH: Duration = Duration::from_millis(1500);
 
 fn states(antler: &Antler) -> Vec<(String, String)> {
     let devices = antler.json(&["paths"]);
@@ -113,6 +115,8 @@ fn a_pulled_cable_fails_its_path_by_the_word_of_the_kernel() {
     wait_progress(&antler);
     for (n, portal) in portals.iter().enumerate() {
         let link = format!("san{n}");
+        // The kernel tells of a link's changes once a second at most, and of a first one at once.
+        pause(LINKWATCH);
         net.unplug(&link);
         wait_active(&antler, 1);
         wait_progress(&antler);

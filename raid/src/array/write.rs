@@ -1,13 +1,18 @@
 //! Writes: held until they may go, sent to every leg that takes them with the same frozen pages,
 //! acknowledged when every required leg has answered or has been recorded out.
 
+mod recent;
+mod region;
+mod verdict;
+
+pub(super) use recent::Recent;
+
 use super::{token, Array, Leg, LegState, Why};
 use crate::window::Content;
 use blockdev::{
     completion, mutation, Completion, Done, Durability, Instant, IoCtx, IoError, IoResult, IoVec,
-    Kind, LegIndex, Op, PathCause, Promise, Refusal, Sector, Seq,
+    Kind, LegIndex, Op, Promise, Refusal, Sector,
 };
-use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -147,51 +152,6 @@ impl WriteOp {
 
 pub(super) fn overlap(a: &Range<Sector>, b: &Range<Sector>) -> bool {
     a.start < b.end && b.start < a.end
-}
-
-/// The latest write to each granule, folded into a table: never says "no" wrongly.
-pub(super) struct Recent {
-    table: RefCell<Vec<u64>>,
-    seq: Cell<u64>,
-}
-
-const RECENT_GRANULES: u64 = 1 << 15;
-const GRANULE_SECTORS: u64 = 8;
-
-impl Recent {
-    pub(super) fn new() -> Recent {
-        Recent {
-            table: RefCell::new(vec![0; RECENT_GRANULES as usize]),
-            seq: Cell::new(1),
-        }
-    }
-
-    fn slots(range: &Range<Sector>) -> impl Iterator<Item = usize> {
-        let first = range.start.0 / GRANULE_SECTORS;
-        let end = range
-            .end
-            .0
-            .div_ceil(GRANULE_SECTORS)
-            .min(first + RECENT_GRANULES);
-        (first..end).map(|granule| (granule % RECENT_GRANULES) as usize)
-    }
-
-    fn note(&self, range: &Range<Sector>) {
-        let seq = self.seq.get() + 1;
-        self.seq.set(seq);
-        let mut table = self.table.borrow_mut();
-        Recent::slots(range).for_each(|slot| table[slot] = seq);
-    }
-
-    /// The sequence of the last write submitted.
-    pub(super) fn now(&self) -> u64 {
-        self.seq.get()
-    }
-
-    fn written_since(&self, range: &Range<Sector>, since: Seq) -> bool {
-        let table = self.table.borrow();
-        Recent::slots(range).any(|slot| table[slot] > since.0)
-    }
 }
 
 impl Array {
@@ -567,144 +527,6 @@ impl Array {
         }
     }
 
-    /// Acknowledges a write if it is due, and forgets it when no leg owes an answer.
-    fn settle(&self, id: u64) {
-        let (verdict, promise, range, over, lonely) = {
-            let mut tables = self.tables.borrow_mut();
-            let Some(op) = tables.writes.get_mut(&id) else {
-                return;
-            };
-            let verdict = self.verdict(op);
-            let promise = verdict.as_ref().and_then(|_| op.promise.take());
-            let over = op.promise.is_none() && !op.is_pending();
-            let lonely = verdict
-                .is_none()
-                .then(|| self.lacks_space_alone(op))
-                .flatten();
-            let range = op.range.clone();
-            if over {
-                tables.writes.remove(&id);
-            }
-            (verdict, promise, range, over, lonely)
-        };
-        if let Some(leg) = lonely {
-            self.fail_leg(
-                self.leg(leg),
-                Why::Late,
-                "out of space while the other leg has some",
-            );
-        }
-        if let Some(range) = &range {
-            let mut intent = self.intent.borrow_mut();
-            if over {
-                intent.end(range);
-            }
-            if matches!(verdict, Some(Err(_))) {
-                // It may be on one leg and not on the other.
-                intent.doubt(range);
-            }
-        }
-        if let (Some(result), Some(promise)) = (verdict, promise) {
-            promise.complete(result);
-        }
-        if over {
-            self.pump();
-            self.changed.notify();
-        }
-    }
-
-    /// `Some` when the write is to be answered upward.
-    fn verdict(&self, op: &WriteOp) -> Option<IoResult> {
-        if op.promise.is_none() {
-            return Some(Ok(op.body.done()));
-        }
-        let (mut good, mut waits) = (false, false);
-        let (mut error, mut failed, mut space) = (None, 0, 0);
-        for leg in &self.legs {
-            let counts = op.rule == Rule::Direct || leg.is_required();
-            match &op.outcomes[usize::from(leg.index.0)] {
-                Outcome::None | Outcome::Dropped => {}
-                Outcome::Ok if op.rule == Rule::Mirrored && counts && leg.restoring.get() => {
-                    waits = true;
-                }
-                Outcome::Ok => good |= counts,
-                Outcome::Missed => waits |= counts && leg.why.get().is_soft(),
-                Outcome::Pending(_) => waits |= counts,
-                Outcome::Failed(e, _) if counts => {
-                    failed += 1;
-                    space += u32::from(e.kind == Kind::NoSpace);
-                    error = Some(e.clone());
-                }
-                Outcome::Failed(e, _) => error = error.or(Some(e.clone())),
-            }
-        }
-        let mirrored = op.rule == Rule::Mirrored;
-        if mirrored && good && mutation::off("raid.ack-all-legs") {
-            return Some(Ok(op.body.done()));
-        }
-        if waits {
-            return None;
-        }
-        let hard = self.legs.iter().any(|leg| {
-            mirrored
-                && leg.state() == LegState::Leaving
-                && (!matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
-                    || leg.why.get() == Why::CacheLost)
-        });
-        // Nobody is there to have the record, so the leg without this write may yet stay.
-        let undecided = mirrored
-            && self.legs.iter().any(|leg| {
-                leg.state() == LegState::Leaving
-                    && !leg.why.get().is_soft()
-                    && !matches!(op.outcomes[usize::from(leg.index.0)], Outcome::Ok)
-                    && self.peer(leg.index).has_given_up.get()
-            });
-        let fatal = mirrored
-            && self.legs.iter().any(|leg| {
-                let outcome = &op.outcomes[usize::from(leg.index.0)];
-                let failed = matches!(outcome, Outcome::Failed(..));
-                let peer = self.peer(leg.index);
-                let may_yet_stay = peer.state() == LegState::Leaving && peer.why.get().is_soft();
-                let alone = !may_yet_stay && self.is_last(leg);
-                failed && leg.state() == LegState::InSync && alone
-            });
-        match (good && !fatal && !undecided, failed) {
-            // A required leg failed and the other has it: not before the record.
-            (true, 0) if !hard => Some(Ok(op.body.done())),
-            (true, _) => None,
-            (false, n) if n > 0 && space == n && mirrored => {
-                Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::NoSpace))))
-            }
-            (false, _) if undecided => {
-                let all_down = Kind::Path(PathCause::AllDown);
-                Some(Err(error.unwrap_or_else(|| IoError::unknown(all_down))))
-            }
-            (false, _) => Some(Err(error.unwrap_or_else(|| IoError::unknown(Kind::Closed)))),
-        }
-    }
-
-    /// The leg that alone is out of space, once every other has answered.
-    fn lacks_space_alone(&self, op: &WriteOp) -> Option<LegIndex> {
-        let space = |leg: &&Leg| {
-            let outcome = &op.outcomes[usize::from(leg.index.0)];
-            matches!(outcome, Outcome::Failed(e, _) if e.kind == Kind::NoSpace)
-        };
-        let others_ok = |leg: &Leg| {
-            let other = self.peer(leg.index);
-            matches!(op.outcomes[usize::from(other.index.0)], Outcome::Ok) && other.is_required()
-        };
-        self.legs
-            .iter()
-            .find(|leg| space(leg) && others_ok(leg))
-            .map(|leg| leg.index)
-    }
-
-    /// Looks again at every write: a leg's state changed.
-    pub(super) fn settle_all(&self) {
-        let ids: Vec<u64> = self.tables.borrow().writes.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.settle(id));
-    }
-
     /// The leg is out: what it owes is owed no more.
     pub(super) fn drop_pending(&self, leg: &Leg) {
         for op in self.tables.borrow_mut().writes.values_mut() {
@@ -779,111 +601,5 @@ impl Array {
         let tables = self.tables.borrow();
         let counts = |op: &WriteOp| op.range.is_some() && !op.is_copy;
         !tables.held.is_empty() || tables.writes.values().any(counts)
-    }
-
-    /// Keeps foreground writes out of `range` until the guard is dropped; those under way end
-    /// first.
-    pub(super) async fn lock(&self, range: Range<Sector>) -> RegionLock<'_> {
-        let free = || {
-            !self
-                .tables
-                .borrow()
-                .locks
-                .iter()
-                .any(|lock| overlap(lock, &range))
-        };
-        self.changed.until(free).await;
-        self.tables.borrow_mut().locks.push(range.clone());
-        let lock = RegionLock {
-            array: self,
-            range: range.clone(),
-        };
-        self.changed.until(|| !self.writing_in(&range)).await;
-        lock
-    }
-
-    /// See [`blockdev::Mirror::rewrite`].
-    pub(super) fn rewrite_leg(
-        &self,
-        leg: LegIndex,
-        at: Sector,
-        good: IoVec,
-        since: Seq,
-        ctx: IoCtx,
-    ) -> Completion {
-        let sectors = super::sectors_of(&good);
-        if !self.geometry.get().accepts(at, sectors) {
-            return Completion::refused(Kind::Refused(Refusal::Range));
-        }
-        let (promise, completion) = completion::pair();
-        let me = self.me.clone();
-        self.rt.spawn(async move {
-            let Some(array) = me.upgrade() else { return };
-            let result = array.heal(leg, at.span(sectors), good, since, ctx).await;
-            promise.complete(result);
-        });
-        completion
-    }
-
-    /// Waits until a write to `range` of a leg in sync may be sent at once: a bit that was set may
-    /// be cleared again while the window has no room.
-    pub(super) async fn ready_for(
-        &self,
-        leg: &Leg,
-        range: &Range<Sector>,
-        bytes: u64,
-    ) -> Result<(), IoError> {
-        loop {
-            self.set_bits(range.clone()).await?;
-            self.changed
-                .until(|| !leg.restoring.get() && self.has_room(bytes))
-                .await;
-            if leg.state() != LegState::InSync {
-                return Err(IoError::not_applied(Kind::Closed));
-            }
-            if self.has_bits(range) {
-                return Ok(());
-            }
-        }
-    }
-
-    async fn heal(
-        &self,
-        leg: LegIndex,
-        range: Range<Sector>,
-        good: IoVec,
-        since: Seq,
-        ctx: IoCtx,
-    ) -> IoResult {
-        let _lock = self.lock(range.clone()).await;
-        if self.writes_seen.written_since(&range, since) {
-            return Ok(Done::Written);
-        }
-        self.ready_for(self.leg(leg), &range, good.len() as u64)
-            .await?;
-        let blocks = (good.len() as u64).div_ceil(4096);
-        let result = self.write_leg(leg, range, good, ctx).await;
-        if result.is_ok() {
-            self.leg(leg).count(|c| c.healed_blocks += blocks);
-        }
-        result
-    }
-}
-
-/// See [`Array::lock`].
-pub(super) struct RegionLock<'a> {
-    array: &'a Array,
-    range: Range<Sector>,
-}
-
-impl Drop for RegionLock<'_> {
-    fn drop(&mut self) {
-        let mut tables = self.array.tables.borrow_mut();
-        if let Some(at) = tables.locks.iter().position(|lock| *lock == self.range) {
-            tables.locks.swap_remove(at);
-        }
-        drop(tables);
-        self.array.pump();
-        self.array.changed.notify();
     }
 }

@@ -653,9 +653,11 @@ fn number(name: &str) -> Option<u64> {
 
 #[test]
 fn no_acknowledged_write_is_lost() {
+    let is_long = std::env::var_os("SIM_LONG").is_some();
+    let runs = if is_long { 100_000 } else { 2000 };
     let seeds = match number("SIM_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 1..1 + number("SIM_RUNS").unwrap_or(150),
+        None => 1..1 + number("SIM_RUNS").unwrap_or(runs),
     };
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| run(seed, 120));

@@ -174,7 +174,9 @@ fn registration_orders_reports_and_leave() {
                 other => panic!("{other:?}"),
             }
         }
-        node.handle.set_labels(6).await;
+        let mut config = node.config.clone();
+        config.link.labels = 6;
+        node.handle.reconfigure(config).await;
         while server.labels() != 6 {
             let packet = server.receive().await.unwrap();
             if let ToMaster::Labels(mask) = packet {
@@ -300,9 +302,9 @@ fn another_file_system_is_refused_and_the_right_one_found() {
             ..Script::default()
         })
         .await;
-        node.handle
-            .set_masters(vec![(address.ip().to_string(), address.port())])
-            .await;
+        let mut config = node.config.clone();
+        config.masters = vec![(address.ip().to_string(), address.port())];
+        node.handle.reconfigure(config).await;
         let server = registered(&right, &node).await;
         assert_eq!(server.chunks().len(), 10);
     });

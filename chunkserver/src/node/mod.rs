@@ -251,13 +251,7 @@ fn resolve(host: &str) -> Option<IpAddr> {
         .find(IpAddr::is_ipv4)
 }
 
-fn master_driver(
-    config: &Config,
-    listen: &str,
-    data_path: &DataPath,
-    ends: moosefs::master::channel::LinkEnds,
-    events: EventLog,
-) -> Result<(Driver, Handle), Failure> {
+fn master_config(config: &Config, listen: &str) -> Result<MasterConfig, Failure> {
     use moosefs::master::link::LinkConfig;
     let c = &config.chunkserver;
     let listening: SocketAddr = listen
@@ -280,11 +274,21 @@ fn master_driver(
             .map(|code| code.expose().as_bytes().to_vec()),
         options: options_told(config),
     };
-    let config = MasterConfig {
+    Ok(MasterConfig {
         masters: masters(config),
         bind: c.bind_host.as_deref().and_then(resolve),
         link,
-    };
+    })
+}
+
+fn master_driver(
+    config: &Config,
+    listen: &str,
+    data_path: &DataPath,
+    ends: moosefs::master::channel::LinkEnds,
+    events: EventLog,
+) -> Result<(Driver, Handle), Failure> {
+    let config = master_config(config, listen)?;
     let tell = move |event: MasterEvent| match event {
         MasterEvent::Connected { address, text } => {
             events.record(EventKind::MasterConnected, &address.to_string(), text);
@@ -434,10 +438,13 @@ impl Node {
     }
 
     async fn reload(&self, new: Config) {
-        self.master
-            .set_labels(labels(&new.chunkserver.labels))
-            .await;
-        self.master.set_masters(masters(&new)).await;
+        // A name of bind_host is looked up, which may take its time.
+        let (config, listen) = (new.clone(), self.listen.clone());
+        let looked_up = tokio::task::spawn_blocking(move || master_config(&config, &listen)).await;
+        match looked_up.unwrap_or_else(|e| Err(Failure::problem(e.to_string()))) {
+            Ok(config) => self.master.reconfigure(config).await,
+            Err(failure) => tracing::error!("masters: {failure}"),
+        }
         for slot in self.slots() {
             // The new configuration may give it another one.
             slot.alias.replace(Default::default());

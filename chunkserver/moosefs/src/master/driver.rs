@@ -46,8 +46,7 @@ pub struct MasterConfig {
 }
 
 enum Control {
-    Labels(u32),
-    Masters(Vec<(String, u16)>),
+    Reconfigure(Box<MasterConfig>),
     Leave(oneshot::Sender<()>),
 }
 
@@ -69,15 +68,12 @@ impl Handle {
         self.status.clone()
     }
 
-    /// Other labels (bit 0 = A), told to the master at once.
-    pub async fn set_labels(&self, labels: u32) {
+    /// Another configuration. Labels are told to the master at once; the link in use stays until it is lost, so
+    /// that masters, source address, password and timeout are those of the next one.
+    pub async fn reconfigure(&self, config: MasterConfig) {
+        let config = Box::new(config);
         // A driver that has ended has nobody to tell.
-        let _ = self.control.send(Control::Labels(labels)).await;
-    }
-
-    /// Other masters; the link in use stays until it is lost.
-    pub async fn set_masters(&self, masters: Vec<(String, u16)>) {
-        let _ = self.control.send(Control::Masters(masters)).await;
+        let _ = self.control.send(Control::Reconfigure(config)).await;
     }
 
     /// A graceful leave: the master puts us into maintenance instead of replicating. Returns when
@@ -261,8 +257,7 @@ impl Driver {
                     }
                 }
                 control = self.control.recv() => match control? {
-                    Control::Labels(labels) => self.config.link.labels = labels,
-                    Control::Masters(masters) => self.set_masters(masters),
+                    Control::Reconfigure(config) => self.reconfigure(*config),
                     Control::Leave(done) => return Some(Next::Leave(done)),
                 },
                 () = self.clock.sleep_until(wake) => {}
@@ -270,9 +265,11 @@ impl Driver {
         }
     }
 
-    fn set_masters(&mut self, masters: Vec<(String, u16)>) {
-        self.resolver = Resolver::new(&masters);
-        self.config.masters = masters;
+    fn reconfigure(&mut self, config: MasterConfig) {
+        if self.config.masters != config.masters {
+            self.resolver = Resolver::new(&config.masters);
+        }
+        self.config = config;
     }
 
     /// Between connections only damage is worth keeping: the next list tells the rest.
@@ -403,11 +400,10 @@ impl<'a> Conversation<'a> {
                 let facts = self.driver.facts();
                 self.link.handle_facts(facts);
             }
-            Woken::Control(Control::Labels(labels)) => {
-                self.driver.config.link.labels = labels;
-                self.link.set_labels(labels);
+            Woken::Control(Control::Reconfigure(config)) => {
+                self.link.reconfigure(config.link.clone());
+                self.driver.reconfigure(*config);
             }
-            Woken::Control(Control::Masters(masters)) => self.driver.set_masters(masters),
             Woken::Control(Control::Leave(done)) => {
                 if !self.link.leave() {
                     self.link.handle_closed("stopping");

@@ -38,7 +38,7 @@ const LOAD_EVERY_TRANSFERRING: Duration = Duration::from_secs(1);
 /// `CURRENT_LOAD`'s overload byte: not overloaded.
 const NOT_OVERLOADED: u8 = 1;
 
-/// What does not change during a connection.
+/// What a link says of its node.
 #[derive(Clone, Debug)]
 pub struct LinkConfig {
     /// The version we claim.
@@ -429,11 +429,12 @@ impl Link {
         }
     }
 
-    /// Other labels; told at once if accepted.
-    pub fn set_labels(&mut self, labels: u32) {
-        self.config.labels = labels;
-        if matches!(self.phase, Phase::Listing { .. } | Phase::Registered) {
-            self.out.push_back(master::labels(labels));
+    /// Other settings. Labels that differ are told at once if accepted; the rest holds from where it is next used.
+    pub fn reconfigure(&mut self, config: LinkConfig) {
+        let differ = self.config.labels != config.labels;
+        self.config = config;
+        if differ && matches!(self.phase, Phase::Listing { .. } | Phase::Registered) {
+            self.out.push_back(master::labels(self.config.labels));
         }
     }
 
@@ -648,12 +649,13 @@ mod tests {
     #[test]
     fn a_challenge_is_answered_once() {
         let now = Instant(MS);
-        let config = LinkConfig {
+        let mut link = Link::new(now, config(), Identity::default(), Facts::default());
+        sent(&mut link, now);
+        // Also with a password that a reload brought.
+        link.reconfigure(LinkConfig {
             auth_code: Some(b"secret".to_vec()),
             ..config()
-        };
-        let mut link = Link::new(now, config, Identity::default(), Facts::default());
-        sent(&mut link, now);
+        });
         let challenge = [7; 32];
         link.handle_bytes(now, &Ack::Challenge(challenge).encode());
         match &sent(&mut link, now)[..] {

@@ -52,6 +52,7 @@ pub(crate) type Job = Box<dyn FnOnce(&Rc<MemChunks>) + Send>;
 
 pub(crate) struct Node {
     pub(crate) handle: Handle,
+    pub(crate) config: MasterConfig,
     pub(crate) listen: SocketAddrV4,
     pub(crate) events: Arc<Mutex<Vec<MasterEvent>>>,
     jobs: Option<mpsc::UnboundedSender<Job>>,
@@ -129,6 +130,7 @@ impl Node {
             bind: None,
             link,
         };
+        let begun_with = config.clone();
         let told = events.clone();
         let tell = Box::new(move |event| told.lock().unwrap().push(event));
         let state = Box::new(MemoryState(setup.identity));
@@ -146,6 +148,7 @@ impl Node {
         });
         Node {
             handle,
+            config: begun_with,
             listen,
             events,
             jobs: Some(jobs),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use blockdev::driver::local::{LocalDevice, LocalOptions};
 use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{BlockDevice, Pool, Rt};
+pub use iscsi_initiator::establish::Credentials;
 use iscsi_initiator::establish::Initiator;
 use iscsi_initiator::isid::Role;
 use iscsi_initiator::login::chap::{Algorithm, ChapConfig, Secret};
@@ -34,12 +35,14 @@ pub struct Base {
 }
 
 /// How a device is opened.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Opening {
     /// A file with a `size` is made if it does not exist.
     pub create: bool,
     /// Another leg stands beside it.
     pub in_mirror: bool,
+    /// Filled with those of the configuration, and read by each login: whoever keeps a clone may replace them.
+    pub credentials: Credentials,
 }
 
 /// A configured device at work.
@@ -57,7 +60,7 @@ impl Leg {
     /// The failure says which device, why, and what to do.
     pub async fn open(base: &Base, device: &Device, how: Opening) -> Result<Leg, Failure> {
         match &device.kind {
-            DeviceKind::Iscsi(unit) => unit_of(base, device, unit, how.in_mirror).map(Leg::Unit),
+            DeviceKind::Iscsi(unit) => unit_of(base, device, unit, &how).map(Leg::Unit),
             DeviceKind::Local(local) => {
                 let options = LocalOptions {
                     create_bytes: local.size_bytes.filter(|_| how.create),
@@ -117,10 +120,15 @@ pub fn unit_of(
     base: &Base,
     device: &Device,
     unit: &IscsiDevice,
-    in_mirror: bool,
+    how: &Opening,
 ) -> Result<Rc<MultipathDevice>, Failure> {
-    let ports = ports(base, &device.name, unit, Role::Serve)?;
-    Ok(unit_on(base, device, unit, ports, in_mirror))
+    let initiator = Initiator {
+        chap: how.credentials.clone(),
+        ..initiator(base, &unit.iscsi)?
+    };
+    *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
+    let ports = ports_of(&initiator, &device.name, unit, Role::Serve)?;
+    Ok(unit_on(base, device, unit, ports, how.in_mirror))
 }
 
 /// The same over ports of any role.
@@ -146,7 +154,15 @@ pub fn ports(
     unit: &IscsiDevice,
     role: Role,
 ) -> Result<Vec<IscsiPort>, Failure> {
-    let initiator = initiator(base, &unit.iscsi)?;
+    ports_of(&initiator(base, &unit.iscsi)?, device, unit, role)
+}
+
+fn ports_of(
+    initiator: &Initiator,
+    device: &str,
+    unit: &IscsiDevice,
+    role: Role,
+) -> Result<Vec<IscsiPort>, Failure> {
     let port = |way: &config::Portal| {
         let config = PortConfig {
             portal: portal(&way.address, device)?,
@@ -191,8 +207,14 @@ pub fn initiator(base: &Base, iscsi: &Iscsi) -> Result<Initiator, Failure> {
         data_digest: digest(iscsi.data_digest),
         ..Offer::default()
     };
-    initiator.chap = match &iscsi.chap {
-        None => None,
+    *initiator.chap.borrow_mut() = chap(iscsi)?;
+    Ok(initiator)
+}
+
+/// What the configuration wants a login to prove itself with.
+pub fn chap(iscsi: &Iscsi) -> Result<Option<ChapConfig>, Failure> {
+    match &iscsi.chap {
+        None => Ok(None),
         Some(own) => {
             let secret = |s: &config::Secret| {
                 Secret::new(s.expose().as_bytes().to_vec())
@@ -210,10 +232,9 @@ pub fn initiator(base: &Base, iscsi: &Iscsi) -> Result<Initiator, Failure> {
                 .collect();
             let chap = ChapConfig::new(&own.user, secret(&own.secret)?, target, &algorithms)
                 .map_err(|e| Failure::usage(format!("[iscsi] {e}")))?;
-            Some(chap)
+            Ok(Some(chap))
         }
-    };
-    Ok(initiator)
+    }
 }
 
 fn digest(wish: Digest) -> DigestWish {

@@ -15,12 +15,17 @@ use crate::net::Net;
 use crate::session::SessionConfig;
 use blockdev::path::Isid;
 use blockdev::{Instant, Pool, Rt};
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// Most redirects of one login.
 const HOPS_MAX: u32 = 3;
+
+/// What an initiator proves itself with. Cloning shares it: whoever keeps a clone may replace the content, which is
+/// what later logins use.
+pub type Credentials = Rc<RefCell<Option<ChapConfig>>>;
 
 /// What sessions of one initiator share.
 #[derive(Clone)]
@@ -34,7 +39,7 @@ pub struct Initiator {
     /// Our iSCSI name.
     pub name: String,
     /// Credentials, if the targets want any.
-    pub chap: Option<ChapConfig>,
+    pub chap: Credentials,
     /// Operational keys to propose, digests among them.
     pub offer: Offer,
     /// Ping after so long a silence; `None` = never.
@@ -74,7 +79,7 @@ impl Initiator {
             net,
             pool,
             name: name.to_owned(),
-            chap: None,
+            chap: Credentials::default(),
             offer: Offer::default(),
             ping_interval: Some(Duration::from_secs(5)),
             ping_timeout: Duration::from_secs(5),
@@ -125,7 +130,7 @@ impl Initiator {
     async fn follow(&self, to: &Destination) -> Result<Established, ConnectError> {
         let mut portal = to.portal;
         let mut hops = 0;
-        let mut chap = self.chap.clone();
+        let mut chap = self.chap.borrow().clone();
         loop {
             let config = SessionConfig {
                 ping_interval: self.ping_interval,

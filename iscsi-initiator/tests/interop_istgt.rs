@@ -157,10 +157,10 @@ fn chap_one_way_and_mutual() {
     let secret = |text: &str| Secret::new(text).expect("a secret");
     run(|rt| async move {
         let attempt = |own: &str, target: Option<&str>, offer: &[Algorithm]| {
-            let mut initiator = initiator(&rt);
+            let initiator = initiator(&rt);
             let target = target.map(|text| ("sto1".to_owned(), secret(text)));
             let chap = ChapConfig::new("chunk1", secret(own), target, offer);
-            initiator.chap = Some(chap.expect("two secrets"));
+            *initiator.chap.borrow_mut() = Some(chap.expect("two secrets"));
             let port = port(initiator, istgt.portal(), 0, 0);
             let limit = rt.now() + Duration::from_secs(10);
             async move { port.open(LoginAs::Own, limit).await }

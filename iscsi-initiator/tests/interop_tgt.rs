@@ -305,10 +305,10 @@ fn chap_one_way_and_mutual() {
     tgt.account("sto1", "target-secret-12", &["--outgoing"]);
     run(|rt| async move {
         let attempt = |password: &str, target: Option<&str>, algorithms: &[Algorithm]| {
-            let mut initiator = initiator(&rt);
+            let initiator = initiator(&rt);
             let target = target.map(|text| ("sto1".to_owned(), secret(text)));
             let chap = ChapConfig::new("chunk1", secret(password), target, algorithms);
-            initiator.chap = Some(chap.expect("config"));
+            *initiator.chap.borrow_mut() = Some(chap.expect("config"));
             let portal = tgt.portal();
             async move {
                 login(&initiator, portal)
@@ -347,9 +347,9 @@ fn chap_tgt_seven_is_sha1_fallback() {
     run(|rt| async move {
         for offer in [&Algorithm::ALL[..], &[Sha256], &[Sha3_256, Sha1], &[]] {
             for target in [None, Some(("sto1".to_owned(), secret("target-secret-12")))] {
-                let mut initiator = initiator(&rt);
+                let initiator = initiator(&rt);
                 let chap = ChapConfig::new("chunk1", secret("initiator-secret"), target, offer);
-                initiator.chap = Some(chap.expect("two secrets"));
+                *initiator.chap.borrow_mut() = Some(chap.expect("two secrets"));
                 let session = login(&initiator, tgt.portal()).await;
                 let session = session.expect("login");
                 exercise(&session, 8).await;

@@ -39,7 +39,7 @@ use tokio::task::spawn_local;
 
 use crate::admin::Answer;
 use crate::assemble::{self, Base};
-use crate::config::Config;
+use crate::config::{Config, Volume};
 use crate::control::{Call, Command, Metrics, ShardPort, Snapshot, PUBLISH_INTERVAL};
 use crate::dying;
 use crate::events::{EventKind, EventLog};
@@ -446,19 +446,10 @@ impl Node {
             Err(failure) => tracing::error!("masters: {failure}"),
         }
         for slot in self.slots() {
-            // The new configuration may give it another one.
-            slot.alias.replace(Default::default());
-            let Some(device) = new.device(&slot.device.name) else {
-                continue;
-            };
-            if let (Some(assemble::Leg::Unit(unit)), crate::config::DeviceKind::Iscsi(changed)) =
-                (slot.leg(), &device.kind)
-            {
-                let in_mirror = new
-                    .volumes
-                    .iter()
-                    .any(|v| v.legs.len() > 1 && v.legs.contains(&device.name));
-                unit.reconfigure(assemble::multipath_config(device, changed, in_mirror));
+            let name = &slot.device.name;
+            let in_mirror = |v: &Volume| v.legs.len() > 1 && v.legs.contains(name);
+            if let Some(device) = new.device(name) {
+                slot.reconfigure(device, new.volumes.iter().any(in_mirror));
             }
         }
         *self.config.borrow_mut() = new;

@@ -6,13 +6,18 @@ use std::time::Duration;
 
 use blockdev::{BlockDevice, Instant, Rt};
 
-use crate::assemble::{Base, Leg, Opening};
-use crate::config::Device;
+use crate::assemble::{self, Base, Credentials, Leg, Opening};
+use crate::config::{Device, DeviceKind};
 use crate::node::metered::Metered;
 
 /// See the module.
 pub(crate) struct LegSlot {
+    /// As at the start. A reload changes how it is used, not what or where it is.
     pub(crate) device: Device,
+    /// As the last reload left it.
+    current: RefCell<Device>,
+    /// What its logins prove themselves with.
+    credentials: Credentials,
     /// It waits for a leg to fail.
     pub(crate) is_spare: bool,
     pub(crate) leg: RefCell<Option<(Leg, Rc<Metered>)>>,
@@ -32,6 +37,8 @@ impl LegSlot {
     pub(crate) fn new(device: &Device, is_spare: bool) -> Rc<LegSlot> {
         Rc::new(LegSlot {
             device: device.clone(),
+            current: RefCell::new(device.clone()),
+            credentials: Credentials::default(),
             is_spare,
             leg: RefCell::new(None),
             problem: RefCell::new(None),
@@ -84,8 +91,10 @@ impl LegSlot {
             let how = Opening {
                 create: false,
                 in_mirror,
+                credentials: me.credentials.clone(),
             };
-            match Leg::open(&base, &me.device, how).await {
+            let device = me.current.borrow().clone();
+            match Leg::open(&base, &device, how).await {
                 Ok(leg) => {
                     let metered = Metered::new(base.rt.clone(), leg.block());
                     *me.leg.borrow_mut() = Some((leg, metered));
@@ -95,6 +104,21 @@ impl LegSlot {
             }
             me.opening.set(false);
         });
+    }
+
+    /// Takes over how a reload wants it to be used; logins to come use new secrets.
+    pub(crate) fn reconfigure(&self, device: &Device, in_mirror: bool) {
+        // The new configuration may give it another one.
+        self.alias.replace(Default::default());
+        *self.current.borrow_mut() = device.clone();
+        let (Some(unit), DeviceKind::Iscsi(changed)) = (self.unit(), &device.kind) else {
+            return;
+        };
+        match assemble::chap(&changed.iscsi) {
+            Ok(chap) => *self.credentials.borrow_mut() = chap,
+            Err(failure) => tracing::error!("device {}: {failure}", device.name),
+        }
+        unit.reconfigure(assemble::multipath_config(device, changed, in_mirror));
     }
 
     /// Notes why it is not used, and says so if that is news.

@@ -64,10 +64,6 @@ struct Legs(Vec<(String, Option<Leg>, Option<Failure>)>);
 impl Legs {
     /// Opens all of them at once: one that does not answer costs its own login timeout, and nobody else's.
     async fn open(base: &Base, config: &Config, volume: &Volume, create: bool) -> Legs {
-        let how = Opening {
-            create,
-            in_mirror: volume.legs.len() > 1,
-        };
         // A spare may have become a leg; one that is still blank is no member, and is passed over.
         let spares = volume.spares.iter().filter(|_| !create);
         let opening: Vec<_> = volume
@@ -76,6 +72,11 @@ impl Legs {
             .chain(spares)
             .map(|name| {
                 let (base, device) = (base.clone(), names::device(config, name).cloned());
+                let how = Opening {
+                    create,
+                    in_mirror: volume.legs.len() > 1,
+                    ..Opening::default()
+                };
                 let task = spawn_local(async move { open_leg(&base, &device?, how).await });
                 (name.clone(), task)
             })

@@ -87,10 +87,10 @@ impl Volumes {
         self.rt.spawn(async move {
             loop {
                 let report = poll_fn(|cx| from.poll_next(cx)).await;
-                if alive.upgrade().is_none() {
+                let Some(volume) = alive.upgrade() else {
                     break;
-                }
-                to.push(report);
+                };
+                to.push(volume.marked(report));
             }
         });
     }
@@ -195,6 +195,18 @@ fn failed<T: 'static>(error: ChunkError) -> Reply<T> {
 impl Volume {
     fn is_removing(&self) -> bool {
         self.service.get() == Service::Removing
+    }
+
+    /// A report of its chunks, as the master shall hear it: a volume knows nothing of its mark.
+    fn marked(&self, report: Report) -> Report {
+        match report {
+            Report::New { id, version, .. } => Report::New {
+                id,
+                version,
+                removing: self.is_removing(),
+            },
+            other => other,
+        }
     }
 }
 
@@ -375,5 +387,52 @@ impl Chunks for Volumes {
 
     fn reports(&self) -> Rc<ReportQueue> {
         self.reports.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockdev::sim::VirtualRt;
+    use blockdev::Pool;
+    use moosefs::mem::MemChunks;
+
+    use super::*;
+
+    #[test]
+    fn a_marked_volume_is_marked_in_all_that_the_master_hears() {
+        let world = VirtualRt::new(1);
+        let rt = world.rt();
+        let chunks = MemChunks::new(rt.clone(), Pool::new(1 << 20), 1 << 30);
+        let volumes = Volumes::new(rt.clone());
+        volumes.put("vol1", chunks.clone(), Service::Active, true);
+        let (id, version) = (ChunkId(7), ChunkVersion(1));
+        world.block_on(volumes.create(id, version)).unwrap();
+        let before = volumes.space();
+        assert!(volumes.set_service("vol1", Service::Removing));
+        assert!(!volumes.set_service("vol2", Service::Removing));
+
+        let after = volumes.space();
+        assert_eq!((after.total_bytes, after.chunks), (0, 0));
+        assert_eq!(after.removing_total_bytes, before.total_bytes);
+        assert_eq!(after.removing_used_bytes, before.used_bytes);
+        assert_eq!(after.removing_chunks, 1);
+        assert!(volumes.inventory()[0].removing && volumes.disks()[0].removing);
+        // The one that was there, and one that the volume itself tells of (out of the quarantine).
+        let told = || {
+            let reports = volumes.reports();
+            world.block_on(async move { poll_fn(|cx| reports.poll_next(cx)).await })
+        };
+        let marked = |id| Report::New {
+            id,
+            version,
+            removing: true,
+        };
+        assert_eq!((told(), told()), (Report::Lost(id), marked(id)));
+        chunks.reports().push(Report::New {
+            id: ChunkId(8),
+            version,
+            removing: false,
+        });
+        assert_eq!(told(), marked(ChunkId(8)));
     }
 }

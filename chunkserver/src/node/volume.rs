@@ -108,7 +108,6 @@ impl VolumeLife {
                 crate::config::Durability::Cache => chunk_store::Durability::Cache,
             },
             cache_bytes: usize::try_from(cache_share).unwrap_or(usize::MAX),
-            removing: volume.state == crate::config::VolumeState::Removing,
             ..chunk_store::Options::default()
         };
         let window_bytes = match durability {

@@ -480,11 +480,10 @@ impl Chunks for Store {
 
     fn inventory(&self) -> Vec<ChunkEntry> {
         let core = self.core.borrow();
-        let removing = self.options.removing;
         let entry = |(id, slot): (u64, u32)| ChunkEntry {
             id: ChunkId(id),
             version: ChunkVersion(core.dir.get(slot).version),
-            removing,
+            removing: false,
         };
         core.dir.live_ids().into_iter().map(entry).collect()
     }
@@ -492,19 +491,11 @@ impl Chunks for Store {
     fn space(&self) -> Space {
         let figures = self.figures();
         let chunks = self.core.borrow().dir.live().chunks.min(u32::MAX.into()) as u32;
-        match self.options.removing {
-            false => Space {
-                used_bytes: figures.used,
-                total_bytes: figures.total,
-                chunks,
-                ..Space::default()
-            },
-            true => Space {
-                removing_used_bytes: figures.used,
-                removing_total_bytes: figures.total,
-                removing_chunks: chunks,
-                ..Space::default()
-            },
+        Space {
+            used_bytes: figures.used,
+            total_bytes: figures.total,
+            chunks,
+            ..Space::default()
         }
     }
 
@@ -512,7 +503,7 @@ impl Chunks for Store {
         let figures = self.figures();
         vec![Disk {
             path: self.options.name.clone(),
-            removing: self.options.removing,
+            removing: false,
             damaged: matches!(*self.life.borrow(), Life::Failed(_)),
             scanning: false,
             last_error: self.counters.last_error.get(),

@@ -29,8 +29,6 @@ pub struct Options {
     /// How long a deleted chunk is held back while there is other space: 9 days, since a stale
     /// master's second wave comes after 7.
     pub purge_after: Duration,
-    /// Marked for removal: its chunks are to go elsewhere.
-    pub removing: bool,
     /// Bytes read ahead of a sequential reader; 0: none.
     pub read_ahead_bytes: u32,
 }
@@ -43,7 +41,6 @@ impl Default for Options {
             cache_bytes: 64 << 20,
             map_cache_bytes: 16 << 20,
             purge_after: Duration::from_secs(9 * 86_400),
-            removing: false,
             read_ahead_bytes: 1 << 20,
         }
     }

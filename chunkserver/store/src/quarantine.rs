@@ -76,7 +76,7 @@ impl Store {
         self.reports.push(Report::New {
             id,
             version,
-            removing: self.options.removing,
+            removing: false,
         });
         Ok(())
     }

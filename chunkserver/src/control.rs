@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::{Answer, Request, ANSWER_DEADLINE};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Fate, Reload};
 use crate::events::{EventKind, EventLog};
 use crate::exit::Failure;
 use crate::histogram::Histogram;
@@ -287,26 +287,19 @@ impl Plane {
         }
     }
 
-    /// Hands a new configuration to the data plane, and says what needs a restart.
-    pub fn reload(&self, old: &Config, new: Config) -> Result<(), Failure> {
-        let changes = crate::config::changes(old, &new);
-        for change in changes.iter().filter(|c| !c.live) {
-            tracing::warn!("needs restart: {}", change.key);
-        }
-        let live: Vec<&str> = changes
-            .iter()
-            .filter(|c| c.live)
-            .map(|c| c.key.as_str())
-            .collect();
-        let text = match live.as_slice() {
-            [] => "nothing changed that takes effect now".to_owned(),
-            keys => format!("changed: {}", keys.join(", ")),
-        };
+    /// Hands what `new` changes to the data plane, says what needs a restart, and returns the configuration that is
+    /// in effect from then on.
+    pub fn reload(&self, old: &Config, new: Config) -> Result<Config, Failure> {
         let file = new.path.display().to_string();
+        let reload = Reload::plan(old, new);
         // The answer is of no use here: what goes wrong with a device or volume is an event of its own.
-        drop(self.send(Command::Reload(Box::new(new)))?);
-        self.events().record(EventKind::ConfigReloaded, &file, text);
-        Ok(())
+        drop(self.send(Command::Reload(Box::new(reload.config.clone())))?);
+        for key in reload.keys(Fate::AtRestart) {
+            tracing::warn!("needs restart: {key}");
+        }
+        self.events()
+            .record(EventKind::ConfigReloaded, &file, reload.summary());
+        Ok(reload.config)
     }
 }
 

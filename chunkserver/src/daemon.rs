@@ -225,8 +225,8 @@ fn reload(context: &mut Context) {
         );
         return;
     };
-    match context.plane.reload(&context.config, new.clone()) {
-        Ok(()) => context.config = new,
+    match context.plane.reload(&context.config, new) {
+        Ok(in_effect) => context.config = in_effect,
         Err(e) => tracing::error!("reload: {e}"),
     }
 }

@@ -12,9 +12,13 @@ pub(crate) fn device<'a>(config: &'a Config, name: &str) -> Result<&'a Device, F
 
 /// The `[[volume]]` of that name.
 pub(crate) fn volume<'a>(config: &'a Config, name: &str) -> Result<&'a Volume, Failure> {
+    config.volume(name).ok_or_else(|| no_volume(config, name))
+}
+
+/// There is no `[[volume]]` of that name.
+pub(crate) fn no_volume(config: &Config, name: &str) -> Failure {
     let known = config.volumes.iter().map(|v| v.name.as_str());
-    let found = config.volume(name);
-    found.ok_or_else(|| nothing(config, "volume", name, known))
+    nothing(config, "volume", name, known)
 }
 
 fn nothing<'a>(

@@ -366,18 +366,80 @@ fn free_port() -> u16 {
 }
 
 /// A running `antler serve`, killed if the test ends early.
-struct Served(std::process::Child);
+struct Served<'a> {
+    site: &'a Site,
+    child: std::process::Child,
+}
 
-impl Drop for Served {
+impl Drop for Served<'_> {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-#[test]
-fn serve_answers_reloads_and_stops() {
-    let config = format!(
+impl Served<'_> {
+    fn start(site: &Site) -> Served<'_> {
+        let child = Command::new(env!("CARGO_BIN_EXE_antler"))
+            .args(["-c", "antler.toml", "serve"])
+            .current_dir(&site.dir)
+            .env("NOTIFY_SOCKET", site.dir.join("notify"))
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        Served { site, child }
+    }
+
+    /// Polls until the command says what is wanted; a test that waits for ever is stopped by its runner.
+    fn until(&self, args: &[&str], wanted: impl Fn(&str) -> bool) -> String {
+        let mut last = None;
+        for _ in 0..600 {
+            let out = self.site.antler(args);
+            if out.status.code() == Some(0) && wanted(text(&out.stdout)) {
+                return text(&out.stdout).to_owned();
+            }
+            last = Some(out);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        panic!("{args:?} never said it: {last:?}");
+    }
+
+    /// The same of `status --json`.
+    fn until_status(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let parsed = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap();
+        parsed(&self.until(&["status", "--json"], |json| wanted(&parsed(json))))
+    }
+
+    fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// Has another configuration read, and returns what is said of it.
+    fn reload(&self, config: &str) -> String {
+        let told = |status: &serde_json::Value| -> Vec<String> {
+            let events = status["events"].as_array().unwrap().iter();
+            events
+                .filter(|event| event["event"] == "config_reloaded")
+                .map(|event| event["text"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let before = told(&self.until_status(|_| true)).len();
+        std::fs::write(self.site.config(), config).unwrap();
+        self.signal(nix::sys::signal::Signal::SIGHUP);
+        told(&self.until_status(|status| told(status).len() > before)).remove(before)
+    }
+
+    /// SIGTERM; the exit status.
+    fn stop(mut self) -> Option<i32> {
+        self.signal(nix::sys::signal::Signal::SIGTERM);
+        self.child.wait().unwrap().code()
+    }
+}
+
+/// A node of its own, without a device, that finds no master.
+fn small_node() -> String {
+    format!(
         "[chunkserver]\nmaster_host = \"127.0.0.1:{}\"\ncsserv_listen_host = \"127.0.0.1\"\n\
          csserv_listen_port = {}\ndata_path = \"data\"\ncache_size = \"1MiB\"\nmemory_limit = \"64MiB\"\n\
          nice_level = 0\ndisable_oom_killer = 0\n\
@@ -385,46 +447,21 @@ fn serve_answers_reloads_and_stops() {
         free_port(),
         free_port(),
         free_port()
-    );
+    )
+}
+
+#[test]
+fn serve_answers_reloads_and_stops() {
+    let config = small_node();
     let site = Site::new("serve", &config);
     let manager = std::os::unix::net::UnixDatagram::bind(site.dir.join("notify")).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_antler"))
-        .args(["-c", "antler.toml", "serve"])
-        .current_dir(&site.dir)
-        .env("NOTIFY_SOCKET", site.dir.join("notify"))
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut served = Served(child);
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(served.0.id()).unwrap());
-    // Polls until the command says what is wanted; a test that waits for ever is stopped by its runner.
-    let until = |args: &[&str], wanted: &dyn Fn(&str) -> bool| {
-        for _ in 0..600 {
-            let out = site.antler(args);
-            if out.status.code() == Some(0) && wanted(text(&out.stdout)) {
-                return text(&out.stdout).to_owned();
-            }
-            std::thread::sleep(std::time::Duration::from_millis(50));
-        }
-        panic!("{args:?} never said it");
-    };
-    let status = until(&["status", "--json"], &|_| true);
-    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-    assert_eq!(status["pid"], served.0.id());
-    until(&["status"], &|page| page.starts_with("antler "));
-
-    std::fs::write(
-        site.config(),
-        config.replace("[admin]", "labels = \"B\"\n[admin]"),
-    )
-    .unwrap();
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP).unwrap();
-    until(&["status", "--json"], &|json| {
-        json.contains("config_reloaded") && json.contains("changed: chunkserver.labels")
-    });
-
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-    assert_eq!(served.0.wait().unwrap().code(), Some(0));
+    let served = Served::start(&site);
+    let status = served.until_status(|_| true);
+    assert_eq!(status["pid"], served.child.id());
+    served.until(&["status"], |page| page.starts_with("antler "));
+    let said = served.reload(&config.replace("[admin]", "labels = \"B\"\n[admin]"));
+    assert_eq!(said, "changed: chunkserver.labels");
+    assert_eq!(served.stop(), Some(0));
     assert!(!site.dir.join("admin.sock").exists());
     let mut told = Vec::new();
     let mut buffer = [0; 256];
@@ -433,4 +470,74 @@ fn serve_answers_reloads_and_stops() {
         told.push(String::from_utf8_lossy(&buffer[..n]).into_owned());
     }
     assert!(told.iter().any(|t| t == "STOPPING=1"), "{told:?}");
+}
+
+/// A volume of one local file.
+fn volume_of(volume: &str, device: &str) -> String {
+    format!(
+        "[[device]]\nname = \"{device}\"\npath = \"{device}.img\"\nsize = \"64MiB\"\n\
+         [[volume]]\nname = \"{volume}\"\nmirror = \"{device}\"\n"
+    )
+}
+
+#[test]
+fn a_reload_takes_in_volumes_and_names_what_waits() {
+    let (vol1, vol2, vol3) = (
+        volume_of("vol1", "d1"),
+        volume_of("vol2", "d2"),
+        volume_of("vol3", "d3"),
+    );
+    let node = small_node();
+    let one = format!("{node}{vol1}");
+    let three = format!("{one}{vol2}{vol3}");
+    let site = Site::new("reload", &three);
+    for volume in ["vol1", "vol2"] {
+        let made = site.antler(&["volume", "create", volume]);
+        assert_eq!(made.status.code(), Some(0), "{made:?}");
+    }
+    std::fs::write(site.config(), &one).unwrap();
+    let served = Served::start(&site);
+    let states = |status: &serde_json::Value| -> Vec<(String, String)> {
+        let word = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        let volumes = status["volumes"].as_array().unwrap().iter();
+        volumes
+            .map(|v| (word(&v["name"]), word(&v["state"])))
+            .collect()
+    };
+    let are = |status: &serde_json::Value, wanted: &[(&str, &str)]| {
+        let wanted = wanted.iter().map(|(n, s)| (n.to_string(), s.to_string()));
+        states(status) == wanted.collect::<Vec<_>>()
+    };
+    served.until_status(|status| are(status, &[("vol1", "active")]));
+
+    // One that is there, and one whose device is not.
+    let said = served.reload(&three);
+    assert_eq!(
+        said,
+        "added: device.d2, device.d3, volume.vol2, volume.vol3"
+    );
+    let all = [("vol1", "active"), ("vol2", "active"), ("vol3", "absent")];
+    let status = served.until_status(|status| are(status, &all));
+    let note = status["volumes"][2]["note"].as_str().unwrap();
+    assert!(note.contains("d3"), "{note}");
+    let devices = status["devices"].as_array().unwrap().iter();
+    let names: Vec<&str> = devices.map(|d| d["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["d1", "d2", "d3"]);
+    served.until(&["arrays"], |page| page.contains("vol2"));
+
+    // A mark is live, and a volume goes only at a restart: it is served on.
+    let removing = one.replace("name = \"vol1\"", "name = \"vol1\"\nstate = \"removing\"");
+    let said = served.reload(&removing);
+    assert_eq!(
+        said,
+        "changed: volume.vol1.state; \
+         needs restart: device.d2, device.d3, volume.vol2, volume.vol3"
+    );
+    let all = [("vol1", "removing"), ("vol2", "active"), ("vol3", "absent")];
+    served.until_status(|status| are(status, &all));
+    assert_eq!(served.reload(&three), "changed: volume.vol1.state");
+
+    assert_eq!(served.stop(), Some(0));
+    let info = site.antler(&["volume", "check", "vol2"]);
+    assert_eq!(info.status.code(), Some(0), "{info:?}");
 }

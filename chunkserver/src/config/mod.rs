@@ -32,7 +32,7 @@ pub use address::HostPort;
 pub use build::{Environment, Loaded};
 pub use check::CheckReport;
 pub use origin::{Origin, Problem, Setting};
-pub use reload::{changes, Change};
+pub use reload::{Change, Fate, Reload};
 pub use secrets::{read as read_secret, Secret, SecretError};
 pub use types::*;
 pub use unit_rules::{Fitted, UnitFacts, UnitRules};
@@ -73,3 +73,5 @@ pub fn parse(name: &str, text: &str, path: &Path, env: &Environment) -> Loaded {
 mod tests;
 #[cfg(test)]
 mod tests_multipath;
+#[cfg(test)]
+mod tests_reload;

@@ -559,31 +559,6 @@ fn check_shows_every_value_and_its_origin() {
     assert_eq!(once.len(), keys.len(), "a key is shown once");
 }
 
-#[test]
-fn reload_tells_what_needs_a_restart() {
-    let old = config(TYPICAL);
-    let new = config(
-        &TYPICAL
-            .replace(
-                "labels = \"b, A\"",
-                "labels = \"C\"\ncsserv_listen_port = 9522",
-            )
-            .replace("polling_interval = 2", "polling_interval = 4")
-            .replace(
-                "[[volume]]",
-                "[[device]]\nname = \"disk2\"\npath = \"disk2.img\"\n\n[[volume]]",
-            ),
-    );
-    let found = changes(&old, &new);
-    let live = |k: &str| found.iter().find(|c| c.key == k).map(|c| c.live);
-    assert_eq!(live("chunkserver.labels"), Some(true));
-    assert_eq!(live("chunkserver.csserv_listen_port"), Some(false));
-    assert_eq!(live("device.sto1.polling_interval"), Some(true));
-    assert_eq!(live("device.disk2.path"), Some(true));
-    assert_eq!(live("chunkserver.master_host"), None);
-    assert_eq!(changes(&old, &old), []);
-}
-
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(200))]
     #[test]

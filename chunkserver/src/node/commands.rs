@@ -133,14 +133,8 @@ impl Node {
     }
 
     fn volume(&self, name: &str) -> Result<Rc<VolumeLife>, Failure> {
-        let found = self.volumes.iter().find(|v| v.config.name == name);
-        if let Some(volume) = found {
-            return Ok(volume.clone());
-        }
-        names::volume(&self.config.borrow(), name)?;
-        Err(Failure::problem(format!(
-            "volume {name} is new in the configuration: restart `antler serve` to take it in"
-        )))
+        let found = self.volumes.named(name);
+        found.ok_or_else(|| names::no_volume(&self.config.borrow(), name))
     }
 
     fn array(&self, name: &LegName) -> Result<(Rc<raid::Array>, Rc<VolumeLife>), Failure> {
@@ -150,8 +144,9 @@ impl Node {
     }
 
     fn unit(&self, name: &PathName) -> Result<Rc<mpath::MultipathDevice>, Failure> {
-        let mut slots = self.volumes.iter().flat_map(|v| &v.legs);
+        let slots = self.volumes.slots();
         match slots
+            .iter()
             .find(|slot| slot.device.name == name.device)
             .map(|slot| slot.leg())
         {
@@ -181,7 +176,7 @@ impl Node {
                 .clone()
                 .map(|store| (v.config.name.clone(), store))
         };
-        self.volumes.iter().filter_map(open).collect()
+        self.volumes.all().iter().filter_map(open).collect()
     }
 
     fn quarantine(&self) -> Quarantine {

@@ -7,6 +7,7 @@
 
 mod commands;
 pub mod data_path;
+mod lives;
 pub mod metered;
 mod naming;
 mod owner;
@@ -49,8 +50,8 @@ use crate::model::{self, NodeState, Status};
 use crate::netlink;
 use crate::volumes::Volumes;
 use data_path::DataPath;
+use lives::Lives;
 use owner::NodeOwner;
-use slot::LegSlot;
 use volume::{Shared, VolumeLife};
 
 /// Registration waits so long for volumes that are still being opened, so that their chunks are in the list
@@ -74,7 +75,8 @@ pub fn serve(config: &Config, port: ShardPort) -> Result<(), Failure> {
 /// A node at work.
 struct Node {
     config: RefCell<Config>,
-    volumes: Vec<Rc<VolumeLife>>,
+    volumes: Lives,
+    shared: Shared,
     server: Rc<Server>,
     latency: Rc<ClientLatency>,
     master: Handle,
@@ -109,14 +111,8 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
         volumes: routed.clone(),
         metaid: metaid.clone(),
     };
-    let volumes: Vec<Rc<VolumeLife>> = config
-        .volumes
-        .iter()
-        .map(|volume| VolumeLife::new(&shared, &config, volume))
-        .collect();
-    for volume in &volumes {
-        spawn_local(volume.clone().run());
-    }
+    let volumes = Lives::default();
+    volumes.begin(&shared, &config);
     let (link_ends, storage_ends) = moosefs::master::channel::pair();
     let (driver, master) = master_driver(
         &config,
@@ -143,6 +139,7 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
     let node = Rc::new(Node {
         config: RefCell::new(config),
         volumes: volumes.clone(),
+        shared,
         server: server.clone(),
         latency,
         master: master.clone(),
@@ -173,7 +170,7 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
     let (obeyed, mut answers) = mpsc::channel::<Obeyed>(OBEYED_MAX);
     let mut obeyed_last: Option<Obeyed> = None;
     loop {
-        naming::look(&node.config.borrow(), node.slots());
+        naming::look(&node.config.borrow(), &node.volumes.slots());
         port.publish(node.snapshot());
         // Answered only now: whoever looks after his command was answered sees what it changed.
         if let Some((call, answer)) = obeyed_last.take() {
@@ -216,8 +213,13 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
 /// Returns when every volume is open or has said why it is not, or after [`OPEN_PATIENCE`].
 async fn wait_until_open(rt: &Rt, node: &Rc<Node>, port: &mut ShardPort) {
     let until = rt.now() + OPEN_PATIENCE;
-    let is_settled = |v: &Rc<VolumeLife>| v.store.borrow().is_some();
-    while rt.now() < until && !node.volumes.iter().all(is_settled) {
+    let are_settled = || {
+        node.volumes
+            .all()
+            .iter()
+            .all(|v| v.store.borrow().is_some())
+    };
+    while rt.now() < until && !are_settled() {
         rt.sleep(Duration::from_millis(5)).await;
         port.publish(node.snapshot());
     }
@@ -372,25 +374,25 @@ impl Node {
         metrics
             .client_latency
             .insert("write", *self.latency.write.borrow());
-        let arrays: Vec<_> = self.volumes.iter().map(|v| v.array_snapshot()).collect();
-        for (volume, array) in self.volumes.iter().zip(&arrays) {
+        let volumes = self.volumes.all();
+        let arrays: Vec<_> = volumes.iter().map(|v| v.array_snapshot()).collect();
+        for (volume, array) in volumes.iter().zip(&arrays) {
             volume.measure(array.as_ref(), &mut metrics);
         }
-        let mut path_events: Vec<_> = self
-            .volumes
+        let mut path_events: Vec<_> = volumes
             .iter()
             .flat_map(|volume| volume.path_events())
             .collect();
         path_events.sort_by(|a, b| a.time.cmp(&b.time));
         Snapshot {
-            status: self.status(&arrays),
+            status: self.status(&volumes, &arrays),
             path_events,
             metrics,
         }
     }
 
-    fn status(&self, arrays: &[Option<raid::ArraySnapshot>]) -> Status {
-        let volumes = || self.volumes.iter().zip(arrays);
+    fn status(&self, lives: &[Rc<VolumeLife>], arrays: &[Option<raid::ArraySnapshot>]) -> Status {
+        let volumes = || lives.iter().zip(arrays);
         let first = self.config.borrow();
         let configured = first
             .chunkserver
@@ -407,11 +409,7 @@ impl Node {
             arrays: volumes()
                 .map(|(volume, array)| volume.array_model(array.as_ref()))
                 .collect(),
-            devices: self
-                .volumes
-                .iter()
-                .flat_map(|v| v.device_models())
-                .collect(),
+            devices: lives.iter().flat_map(|v| v.device_models()).collect(),
             clients: model::Clients {
                 connections: u64::from(stats.connections.get()),
                 read_ios: stats.read_ios.get(),
@@ -428,13 +426,10 @@ impl Node {
         }
     }
 
-    fn slots(&self) -> impl Iterator<Item = &Rc<LegSlot>> {
-        self.volumes.iter().flat_map(|v| &v.legs)
-    }
-
     /// The units of all volumes, as far as they are there.
     fn units(&self) -> Vec<Rc<mpath::MultipathDevice>> {
-        self.slots().filter_map(|slot| slot.unit()).collect()
+        let slots = self.volumes.slots();
+        slots.iter().filter_map(|slot| slot.unit()).collect()
     }
 
     async fn reload(&self, new: Config) {
@@ -445,13 +440,19 @@ impl Node {
             Ok(config) => self.master.reconfigure(config).await,
             Err(failure) => tracing::error!("masters: {failure}"),
         }
-        for slot in self.slots() {
+        for volume in self.volumes.all() {
+            if let Some(changed) = new.volume(&volume.config.name) {
+                volume.set_mark(changed.state);
+            }
+        }
+        for slot in self.volumes.slots() {
             let name = &slot.device.name;
             let in_mirror = |v: &Volume| v.legs.len() > 1 && v.legs.contains(name);
             if let Some(device) = new.device(name) {
                 slot.reconfigure(device, new.volumes.iter().any(in_mirror));
             }
         }
+        self.volumes.begin(&self.shared, &new);
         *self.config.borrow_mut() = new;
     }
 
@@ -463,7 +464,7 @@ impl Node {
             rt.sleep(Duration::from_millis(5)).await;
         }
         self.master.leave().await;
-        for volume in &self.volumes {
+        for volume in self.volumes.all() {
             volume.stop().await;
         }
     }

@@ -11,7 +11,7 @@ use crate::config::{Config, DeviceKind};
 use crate::node::slot::LegSlot;
 
 /// Begins to look for the alias of every unit that has none yet.
-pub(crate) fn look<'a>(config: &Config, slots: impl Iterator<Item = &'a Rc<LegSlot>>) {
+pub(crate) fn look(config: &Config, slots: &[Rc<LegSlot>]) {
     for slot in slots {
         let Some(unit) = slot.unit().and_then(|unit| unit.identity()) else {
             continue;

@@ -6,11 +6,11 @@ use std::rc::Rc;
 use blockdev::LocalFuture;
 use moosefs::master::executor::Ownership;
 
-use crate::node::volume::VolumeLife;
+use crate::node::lives::Lives;
 
 /// Asks each volume before the chunk list goes to a master.
 pub(crate) struct NodeOwner {
-    pub(crate) volumes: Vec<Rc<VolumeLife>>,
+    pub(crate) volumes: Lives,
     /// The file system of the master that has accepted us, with our number there.
     pub(crate) metaid: Rc<Cell<Option<(u64, u16)>>>,
     pub(crate) csid: Box<dyn Fn() -> u16>,
@@ -18,7 +18,7 @@ pub(crate) struct NodeOwner {
 
 impl Ownership for NodeOwner {
     fn adopt_metaid(&self, metaid: u64) -> LocalFuture<Result<(), String>> {
-        let (volumes, shared, csid) = (self.volumes.clone(), self.metaid.clone(), (self.csid)());
+        let (volumes, shared, csid) = (self.volumes.all(), self.metaid.clone(), (self.csid)());
         Box::pin(async move {
             // Volumes taken in from here on are not announced one by one: the list that follows has them.
             shared.set(None);

@@ -19,7 +19,7 @@ use raid::witness::Witness;
 use raid::{Array, ArraySnapshot, Uuid};
 
 use crate::assemble::{Base, Leg};
-use crate::config::{Config, Volume};
+use crate::config::{Config, Volume, VolumeState};
 use crate::control::Metrics;
 use crate::diagnosis::Diagnosis;
 use crate::events::{EventKind, EventLog, Level};
@@ -50,6 +50,8 @@ pub(crate) struct NotAdopted {
 pub(crate) struct VolumeLife {
     pub(super) base: Base,
     pub(crate) config: Volume,
+    /// What the master is told of it; a reload may change it.
+    mark: Cell<VolumeState>,
     options: chunk_store::Options,
     window_bytes: u64,
     owner_node: Uuid,
@@ -118,6 +120,7 @@ impl VolumeLife {
         Rc::new(VolumeLife {
             base: shared.base.clone(),
             config: volume.clone(),
+            mark: Cell::new(volume.state),
             options,
             window_bytes,
             owner_node: shared.node,
@@ -480,17 +483,31 @@ impl VolumeLife {
         if self.served.replace(true) {
             return;
         }
-        let service = match self.config.state {
-            crate::config::VolumeState::Active => Service::Active,
-            crate::config::VolumeState::Removing => Service::Removing,
-        };
         if let Some(volumes) = self.volumes.upgrade() {
             volumes.put(
                 &self.config.name,
                 store.clone() as Rc<dyn Chunks>,
-                service,
+                self.service(),
                 announce,
             );
+        }
+    }
+
+    fn service(&self) -> Service {
+        match self.mark.get() {
+            VolumeState::Active => Service::Active,
+            VolumeState::Removing => Service::Removing,
+        }
+    }
+
+    /// Another mark; the master is told of it with the chunks, if they are in service.
+    pub(super) fn set_mark(&self, mark: VolumeState) {
+        if self.mark.replace(mark) == mark || !self.served.get() {
+            return;
+        }
+        self.state.set(self.state_in_service());
+        if let Some(volumes) = self.volumes.upgrade() {
+            volumes.set_service(&self.config.name, self.service());
         }
     }
 
@@ -540,9 +557,9 @@ impl VolumeLife {
     }
 
     fn state_in_service(&self) -> model::VolumeState {
-        match self.config.state {
-            crate::config::VolumeState::Active => model::VolumeState::Active,
-            crate::config::VolumeState::Removing => model::VolumeState::Removing,
+        match self.mark.get() {
+            VolumeState::Active => model::VolumeState::Active,
+            VolumeState::Removing => model::VolumeState::Removing,
         }
     }
 

@@ -25,8 +25,13 @@ pub struct Load {
 impl Load {
     /// Nothing came back for so long that the average may be out of date.
     fn is_stale(&self, paths: u32) -> bool {
-        self.idle > self.history * paths
+        ns(self.idle) > ns(self.history) * u64::from(paths)
     }
+}
+
+/// Plain arithmetic: a path is chosen for every command.
+fn ns(time: Duration) -> u64 {
+    time.as_nanos() as u64
 }
 
 /// The moving average of `historical-service-time`.
@@ -100,7 +105,8 @@ pub fn choose(
     }
     let (at, _) = best?;
     let path = order[at];
-    order[at..].rotate_left(1);
+    order.copy_within(at + 1.., at);
+    order[order.len() - 1] = path;
     Some(path)
 }
 
@@ -111,7 +117,7 @@ fn is_better(kind: SelectorKind, new: &Load, old: &Load, paths: u32) -> bool {
         SelectorKind::QueueLength => new.commands < old.commands,
         SelectorKind::ServiceTime => new.bytes < old.bytes,
         SelectorKind::TailLatency => {
-            let cost = |load: &Load| load.tail * (load.commands + 1);
+            let cost = |load: &Load| ns(load.tail) * (u64::from(load.commands) + 1);
             cost(new) < cost(old)
         }
         SelectorKind::HistoricalServiceTime {
@@ -128,7 +134,7 @@ fn is_better_by_history(new: &Load, old: &Load, paths: u32, multiplier: u32) -> 
         (old, new)
     };
     let is_shorter = new.commands < old.commands;
-    if high.history * WEIGHT_ONE as u32 <= low.history * multiplier {
+    if ns(high.history) * WEIGHT_ONE <= ns(low.history) * u64::from(multiplier) {
         return is_shorter;
     }
     // An idle path whose average is out of date gets one command to renew it.
@@ -139,7 +145,7 @@ fn is_better_by_history(new: &Load, old: &Load, paths: u32, multiplier: u32) -> 
         (false, true) => return false,
         (false, false) => {}
     }
-    let cost = |load: &Load| load.history * (load.commands + 1);
+    let cost = |load: &Load| ns(load.history) * (u64::from(load.commands) + 1);
     let wins = cost(new) < cost(old);
     let winner = if wins { new } else { old };
     if winner.is_stale(paths) {

@@ -167,6 +167,40 @@ fn p5_a_loud_failure_stalls_20_ms_beyond_the_requests_age() {
     }
 }
 
+/// Nothing of our own is added to a loud loss: what was under way on the path is answered as soon as
+/// the reset is read and the other path has served it.
+#[test]
+fn loud_loss_within_20_ms() {
+    let service = ms(2);
+    for rounds in 0..CUTS as u64 {
+        let rig = Rig::with(
+            SanOptions {
+                service,
+                ..options(Flavour::Tgt)
+            },
+            config(),
+        );
+        let mut under_way = Vec::new();
+        for n in 0..DEPTH {
+            let (rt, op) = (rig.world.rt(), rig.write(8 * n, n as u8));
+            under_way.push(rig.world.spawn_handle(Box::pin(async move {
+                let result = op.await;
+                (result, rt.now())
+            })));
+        }
+        rig.run(Duration::from_micros(rounds * 61));
+        let lost = rig.world.now();
+        rig.san.set_link(0, Link::Loud);
+        for op in under_way {
+            let (result, end) = rig.world.block_on(op);
+            assert!(result.is_ok(), "{result:?}");
+            // Twice the service time is the longest that the simulated unit takes.
+            let stall = end.since(lost);
+            assert!(stall <= service * 2 + ms(1), "{stall:?}");
+        }
+    }
+}
+
 #[test]
 fn p5_a_silent_cut_stalls_reads_150_ms() {
     let worst = worst_of_cuts(Kind::Reads, Link::Silent);

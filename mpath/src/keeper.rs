@@ -331,7 +331,7 @@ impl Inner {
     }
 
     /// What all paths agree on; a change is told, and takes effect when it is taken.
-    fn merge_geometry(&self) {
+    pub(crate) fn merge_geometry(&self) {
         let merged = self
             .all_paths()
             .iter()
@@ -346,7 +346,8 @@ impl Inner {
                 discard_zeroes: a.discard_zeroes && b.discard_zeroes,
                 ..a
             });
-        let Some(merged) = merged else { return };
+        let Some(mut merged) = merged else { return };
+        merged.fua &= !self.fua_refused.get();
         if self.told_geometry.replace(merged) != merged {
             let is_first = self.all_paths().iter().all(|p| !p.is_serving());
             if is_first && self.geometry.get().sectors == merged.sectors {

@@ -316,6 +316,8 @@ impl Inner {
             }
         };
         if retry {
+            // The layer above flushes by itself from now on, if FUA was what was refused.
+            self.merge_geometry();
             return self.again_if_idle(id, "again");
         }
         self.answer(id, Err(self.error_of(id, Kind::Refused(refusal))));

@@ -507,6 +507,7 @@ fn the_units_own_verdict_goes_upward_and_fails_no_path() {
 #[test]
 fn refused_fua_becomes_write_and_flush_and_is_remembered() {
     let rig = Rig::new();
+    assert!(rig.device.geometry().fua);
     rig.san.refuse_fua();
     for fill in [3, 4] {
         let ctx = IoCtx::foreground();
@@ -514,6 +515,10 @@ fn refused_fua_becomes_write_and_flush_and_is_remembered() {
         assert!(matches!(rig.world.block_on(write), Ok(Done::Written)));
         assert_eq!(rig.san.peek_media(Sector(8))[0], fill);
     }
+    // The layer above is told once, and flushes by itself from then on.
+    let told = |e: &Event| matches!(e, Event::Changed(g) if !g.fua && g.write_cache);
+    assert_eq!(rig.events().iter().filter(|e| told(e)).count(), 1);
+    assert!(!rig.device.geometry().fua);
     // Several parts at once share one flush.
     let long = vec![9; 3 << 20];
     let write = rig.write_with(0, &long, Durability::Fua, IoCtx::foreground());

@@ -6,9 +6,9 @@
 //! group does not serve keeps its session and gets no I/O. While a group is in transition the list
 //! is read every 2 s; after the transition's time it counts as standby.
 
-use crate::config::Prio;
 use crate::inner::Inner;
 use crate::path::{Checker, Live, Path, Phase};
+use crate::prio::Prio;
 use crate::sweep::within;
 use blockdev::alua::{port_groups, AccessState, PortGroups};
 use blockdev::path::{Command, CommandError, UnitIdentity};
@@ -25,11 +25,8 @@ const TRANSITION_MAX: Duration = Duration::from_secs(60);
 const REPORT_TIME: Duration = Duration::from_secs(2);
 /// Attentions that may stand before the list.
 const ATTENTIONS_MAX: u32 = 3;
-/// What the preferred bit adds, except to an optimized group, which needs no preference.
+/// What the preferred bit adds; to an optimized group only if asked for, for it needs no preference.
 const PREFERRED: i32 = 80;
-
-/// Priority of every path without ALUA: `prio const`.
-pub(crate) const PRIO_CONST: i32 = 1;
 
 /// What the unit last said about a path's port group.
 #[derive(Default)]
@@ -50,21 +47,19 @@ impl Access {
         self.state.get() == Some(AccessState::Transitioning)
     }
 
-    /// The priority that `multipath` gives it.
-    pub(crate) fn priority(&self) -> i32 {
-        let base = match self.state.get() {
-            None => return PRIO_CONST,
-            Some(AccessState::Optimized) => return 50,
-            Some(AccessState::NonOptimized) => 10,
-            Some(AccessState::LbaDependent) => 5,
-            Some(AccessState::Standby) => 1,
-            Some(_) => 0,
+    /// The priority that `multipath` gives it; `None` if port groups do not decide.
+    pub(crate) fn priority(&self, is_exclusive: bool) -> Option<i32> {
+        let state = self.state.get()?;
+        let base = match state {
+            AccessState::Optimized => 50,
+            AccessState::NonOptimized => 10,
+            AccessState::LbaDependent => 5,
+            AccessState::Standby => 1,
+            _ => 0,
         };
-        base + if self.is_preferred.get() {
-            PREFERRED
-        } else {
-            0
-        }
+        let is_lifted =
+            self.is_preferred.get() && (is_exclusive || state != AccessState::Optimized);
+        Some(base + if is_lifted { PREFERRED } else { 0 })
     }
 
     /// Takes note of a state; yields whether anything changed.

@@ -6,6 +6,7 @@
 //! not settings: the promises of P5 rest on them.
 
 use crate::inner::Inner;
+use crate::prio::Prio;
 use blockdev::path::UnitIdentity;
 use std::fmt;
 use std::rc::Rc;
@@ -90,14 +91,42 @@ impl SelectorKind {
     }
 }
 
-/// `prio`: what makes one group better than another.
+/// `path_checker`: what an idle path is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Prio {
-    /// Nothing: all are equal.
+pub enum Probe {
+    /// TEST UNIT READY: whether the unit says that it can be reached this way.
     #[default]
-    Const,
-    /// The ALUA state of the path's target port group.
-    Alua,
+    Tur,
+    /// The first sectors are read: whether its back end answers, too. `readsector0` is the same.
+    Directio,
+    /// NOP-Out: whether the target answers; the unit is not asked.
+    Nop,
+    /// Nothing: only real I/O tells.
+    None,
+}
+
+/// `san_path_err_*`: a path that failed and came back too often is kept back for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SanPathErr {
+    /// More returns than this.
+    pub threshold: u32,
+    /// So many good checks in a row forgive one return.
+    pub forget_rate: u32,
+    /// How long it is kept back.
+    pub recovery_time: Duration,
+}
+
+/// `marginal_path_*`: a path that fails twice in a short time is tried with reads of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MarginalPath {
+    /// Two failures within this.
+    pub double_failed_time: Duration,
+    /// How long it is then tried, ten times a second.
+    pub err_sample_time: Duration,
+    /// At most so many errors in a thousand reads: it is taken back.
+    pub err_rate_threshold: u32,
+    /// Otherwise it is tried again after this.
+    pub err_recheck_gap_time: Duration,
 }
 
 /// `failback`: when to return to a better group.
@@ -111,7 +140,7 @@ pub enum Failback {
     /// As soon as its first path comes up after all of them had failed; a path that returns to a
     /// group that still has one moves nothing.
     Followover,
-    /// After its path has been up this long.
+    /// When it has been better for this long; a path that fails or comes back begins the time anew.
     After(Duration),
 }
 
@@ -221,6 +250,27 @@ pub struct Config {
     pub prio: Prio,
     /// `detect_prio`: ALUA where the unit has it, whatever `prio` says.
     pub detect_prio: bool,
+    /// `prio_args exclusive_pref_bit`: the preferred bit lifts an optimized group, too.
+    pub exclusive_pref_bit: bool,
+    /// `detect_pgpolicy`: groups by priority where the unit has ALUA, whatever
+    /// `path_grouping_policy` says.
+    pub detect_pgpolicy: bool,
+    /// `detect_pgpolicy_use_tpg`: by target port group then.
+    pub detect_pgpolicy_use_tpg: bool,
+    /// `path_checker`.
+    pub path_checker: Probe,
+    /// `detect_checker`: `tur` where the unit has ALUA, whatever `path_checker` says.
+    pub detect_checker: bool,
+    /// `checker_timeout`: an unanswered check is given up after this. As long as the session is heard
+    /// that is the unit's doing and fails no path.
+    pub checker_timeout: Duration,
+    /// `san_path_err_*`.
+    pub san_path_err: Option<SanPathErr>,
+    /// `marginal_path_*`.
+    pub marginal_path: Option<MarginalPath>,
+    /// `marginal_pathgroups`: paths kept back by either are in groups of their own, behind the
+    /// others.
+    pub marginal_pathgroups: bool,
     /// `failback`.
     pub failback: Failback,
     /// `no_path_retry`; `None`: 12 checks alone, fail at once as a mirror's leg.
@@ -257,6 +307,15 @@ impl Config {
             selector: SelectorKind::default(),
             prio: Prio::default(),
             detect_prio: true,
+            exclusive_pref_bit: false,
+            detect_pgpolicy: false,
+            detect_pgpolicy_use_tpg: false,
+            path_checker: Probe::default(),
+            detect_checker: true,
+            checker_timeout: Duration::from_secs(30),
+            san_path_err: None,
+            marginal_path: None,
+            marginal_pathgroups: false,
             failback: Failback::default(),
             no_path_retry: None,
             polling_interval: Duration::from_secs(5),

@@ -1,8 +1,12 @@
-//! Path groups: which paths share load, and in which order groups are used.
+//! Path groups: which paths share load, in which order groups are used, and when a better one is
+//! returned to.
 
-use crate::access::PRIO_CONST;
-use crate::config::Grouping;
-use crate::path::{Path, Phase};
+use crate::config::{Config, Failback, Grouping};
+use crate::inner::Inner;
+use crate::path::{Path, Phase, Standing};
+use crate::prio::{priority, PRIO_CONST};
+use crate::selector::choose;
+use blockdev::Rt;
 use std::rc::Rc;
 
 pub(crate) struct Group {
@@ -22,26 +26,32 @@ enum Key {
     Prio(i32),
 }
 
-/// Groups of `paths`, best first.
-pub(crate) fn group(policy: Grouping, paths: &[Rc<Path>]) -> Vec<Group> {
-    let mut groups: Vec<(Key, Group)> = Vec::new();
+impl Key {
+    fn of(policy: Grouping, config: &Config, path: &Path) -> Key {
+        let identity = path.identity.borrow();
+        match policy {
+            Grouping::Failover => Key::Path(path.index),
+            Grouping::Multibus => Key::All,
+            Grouping::ByPrio => Key::Prio(priority(config, path)),
+            Grouping::ByNodeName => Key::Text(path.name.target.clone()),
+            Grouping::BySerial => {
+                let serial = identity.as_ref().map(|i| i.serial.clone());
+                Key::Text(serial.unwrap_or_default())
+            }
+            Grouping::ByTpg => Key::Tpg(identity.as_ref().and_then(|i| i.target_port_group)),
+        }
+    }
+}
+
+/// Groups of `paths`, best first; with `marginal_pathgroups`, marginal paths behind the others.
+fn group(policy: Grouping, config: &Config, paths: &[Rc<Path>], rt: &Rt) -> Vec<Group> {
+    let mut groups: Vec<((bool, Key), Group)> = Vec::new();
     for path in paths {
         if path.phase.get() == Phase::Removed {
             continue;
         }
-        let identity = path.identity.borrow();
-        let key = match policy {
-            Grouping::Failover => Key::Path(path.index),
-            Grouping::Multibus => Key::All,
-            Grouping::ByPrio => Key::Prio(path.access.priority()),
-            Grouping::ByNodeName => Key::Text(path.name.target.clone()),
-            Grouping::BySerial => Key::Text(
-                identity
-                    .as_ref()
-                    .map_or(String::new(), |i| i.serial.clone()),
-            ),
-            Grouping::ByTpg => Key::Tpg(identity.as_ref().and_then(|i| i.target_port_group)),
-        };
+        let is_marginal = config.marginal_pathgroups && path.flakiness.is_marginal(rt.now());
+        let key = (is_marginal, Key::of(policy, config, path));
         match groups.iter_mut().find(|(k, _)| *k == key) {
             Some((_, group)) => group.order.push(path.index),
             None => {
@@ -53,27 +63,127 @@ pub(crate) fn group(policy: Grouping, paths: &[Rc<Path>]) -> Vec<Group> {
             }
         }
     }
-    let mut groups: Vec<Group> = groups.into_iter().map(|(_, group)| group).collect();
-    for group in &mut groups {
-        group.priority = mean_priority(&group.order, paths);
+    for (_, group) in &mut groups {
+        group.priority = mean_priority(config, &group.order, paths);
     }
     // Stable: equal ones stay in the order of the configuration.
-    groups.sort_by_key(|group| std::cmp::Reverse(group.priority));
     groups
+        .sort_by_key(|((is_marginal, _), group)| (*is_marginal, std::cmp::Reverse(group.priority)));
+    groups.into_iter().map(|(_, group)| group).collect()
 }
 
 /// Integer mean of the priorities of the paths that are up; of all, if none is.
-fn mean_priority(order: &[usize], paths: &[Rc<Path>]) -> i32 {
+fn mean_priority(config: &Config, order: &[usize], paths: &[Rc<Path>]) -> i32 {
     let of = |only_up: bool| {
         let mut prios = order
             .iter()
             .map(|&index| &paths[index])
             .filter(|path| !only_up || path.is_serving())
-            .map(|path| path.access.priority())
+            .map(|path| priority(config, path))
             .peekable();
         prios.peek()?;
         let (sum, count) = prios.fold((0, 0), |(sum, count), prio| (sum + prio, count + 1));
         Some(sum / count)
     };
     of(true).or_else(|| of(false)).unwrap_or(PRIO_CONST)
+}
+
+impl Inner {
+    pub(crate) fn regroup(&self) {
+        let groups = {
+            let config = self.config.borrow();
+            let policy = self.policy(&config);
+            group(policy, &config, &self.paths.borrow(), &self.rt)
+        };
+        // The group in use stays the one in use, wherever its paths are now: `failback` decides
+        // about leaving it, not a login.
+        let was_best = self.current_group.get() == Some(0);
+        let in_use = self.current_group.get().and_then(|at| {
+            let before = self.groups.borrow();
+            let path = *before.get(at)?.order.first()?;
+            groups.iter().position(|g| g.order.contains(&path))
+        });
+        *self.groups.borrow_mut() = groups;
+        self.current_group.set(in_use);
+        if was_best && in_use.is_some_and(|at| at > 0) {
+            self.delay_failback();
+        }
+    }
+
+    /// `path_grouping_policy`, unless ALUA is found and allowed to replace it.
+    fn policy(&self, config: &Config) -> Grouping {
+        if !config.detect_pgpolicy {
+            return config.grouping;
+        }
+        let paths = self.paths.borrow();
+        let mut known = paths
+            .iter()
+            .filter(|p| p.phase.get() != Phase::Removed)
+            .filter_map(|p| p.identity.borrow().clone())
+            .peekable();
+        if known.peek().is_none() || !known.all(|identity| self.uses_alua(&identity)) {
+            return config.grouping;
+        }
+        if config.detect_pgpolicy_use_tpg {
+            Grouping::ByTpg
+        } else {
+            Grouping::ByPrio
+        }
+    }
+
+    /// `failback N`: its time begins now.
+    pub(crate) fn delay_failback(&self) {
+        if let Failback::After(time) = self.config.borrow().failback {
+            self.stays_until.set(self.rt.now() + time);
+        }
+    }
+
+    /// Whether the group in use is kept although a better one may be there.
+    fn keeps_group(&self) -> bool {
+        match self.config.borrow().failback {
+            Failback::Manual => true,
+            Failback::Followover => !self.follows.get(),
+            Failback::After(_) => self.rt.now() < self.stays_until.get(),
+            Failback::Immediate => false,
+        }
+    }
+
+    /// The path for the next command, or `None` if no usable one is left.
+    pub(crate) fn pick(&self, avoid: &[usize]) -> Option<Rc<Path>> {
+        let paths = self.paths.borrow();
+        if let Some(only) = self.fence.only.get() {
+            if !avoid.contains(&only) && paths[only].is_serving() {
+                return Some(paths[only].clone());
+            }
+        }
+        let mut groups = self.groups.borrow_mut();
+        let kind = self.config.borrow().selector;
+        let current = self.current_group.get().filter(|_| self.keeps_group());
+        let now = self.rt.now();
+        for want in Standing::USABLE {
+            let first = current.into_iter();
+            let rest = (0..groups.len()).filter(|&g| Some(g) != current);
+            for at in first.chain(rest) {
+                let order = &mut groups[at].order;
+                let chosen = choose(kind, order, |index| {
+                    let path = &paths[index];
+                    if avoid.contains(&index) || path.standing(&self.rt) != want {
+                        return None;
+                    }
+                    Some(path.load(now))
+                });
+                if let Some(index) = chosen {
+                    if avoid.is_empty() {
+                        let before = self.current_group.replace(Some(at));
+                        if before.is_some_and(|b| b != at) {
+                            self.follows.set(false);
+                            self.failovers.set(self.failovers.get() + 1);
+                        }
+                    }
+                    return Some(paths[index].clone());
+                }
+            }
+        }
+        None
+    }
 }

@@ -7,13 +7,12 @@
 //! Borrow discipline: sessions and promises may call back into the device at once, so no borrow is
 //! held over `session.*` or a promise. State is cut into cells so that borrows stay short.
 
-use crate::config::{Config, Failback, Role, QUEUED_REQUESTS_MAX};
+use crate::config::{Config, Role, QUEUED_REQUESTS_MAX};
 use crate::fence::Fence;
-use crate::group::{group, Group};
+use crate::group::Group;
 use crate::news::News;
-use crate::path::{Path, Phase, Standing};
+use crate::path::{Path, Phase};
 use crate::request::{Attempt, AttemptLog, Joint, JointEnd, Request, Sink, State, Work};
-use crate::selector::choose;
 use crate::signal::Signal;
 use crate::slab::{Slab, Token};
 use crate::sweep::Sweep;
@@ -52,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) current_group: Cell<Option<usize>>,
     /// `failback followover`: a group that was all down has a path again.
     pub(crate) follows: Cell<bool>,
+    /// `failback N`: the group in use is kept until then.
+    pub(crate) stays_until: Cell<Instant>,
     pub(crate) requests: RefCell<Slab<Request>>,
     pub(crate) attempts: RefCell<Slab<Attempt>>,
     pub(crate) taints: RefCell<Taints>,
@@ -102,6 +103,7 @@ impl Inner {
             groups: RefCell::default(),
             current_group: Cell::new(None),
             follows: Cell::new(false),
+            stays_until: Cell::new(Instant(0)),
             requests: RefCell::new(Slab::new()),
             attempts: RefCell::new(Slab::new()),
             taints: RefCell::default(),
@@ -142,19 +144,6 @@ impl Inner {
 
     pub(crate) fn name(&self) -> String {
         self.config.borrow().name.clone()
-    }
-
-    pub(crate) fn regroup(&self) {
-        let groups = group(self.config.borrow().grouping, &self.paths.borrow());
-        // The group in use stays the one in use, wherever its paths are now: `failback` decides
-        // about leaving it, not a login.
-        let in_use = self.current_group.get().and_then(|at| {
-            let before = self.groups.borrow();
-            let path = *before.get(at)?.order.first()?;
-            groups.iter().position(|g| g.order.contains(&path))
-        });
-        *self.groups.borrow_mut() = groups;
-        self.current_group.set(in_use);
     }
 
     // ---- operations -------------------------------------------------------------------------
@@ -429,53 +418,6 @@ impl Inner {
                 request.log = Some(Vec::new());
             }
         }
-    }
-
-    /// The path for the next command, or `None` if no usable one is left.
-    pub(crate) fn pick(&self, avoid: &[usize]) -> Option<Rc<Path>> {
-        let paths = self.paths.borrow();
-        if let Some(only) = self.fence.only.get() {
-            if !avoid.contains(&only) && paths[only].is_serving() {
-                return Some(paths[only].clone());
-            }
-        }
-        let mut groups = self.groups.borrow_mut();
-        let (kind, stays) = {
-            let config = self.config.borrow();
-            let stays = match config.failback {
-                Failback::Manual => true,
-                Failback::Followover => !self.follows.get(),
-                Failback::Immediate | Failback::After(_) => false,
-            };
-            (config.selector, stays)
-        };
-        let current = self.current_group.get().filter(|_| stays);
-        let now = self.rt.now();
-        for want in Standing::USABLE {
-            let first = current.into_iter();
-            let rest = (0..groups.len()).filter(|&g| Some(g) != current);
-            for at in first.chain(rest) {
-                let order = &mut groups[at].order;
-                let chosen = choose(kind, order, |index| {
-                    let path = &paths[index];
-                    if avoid.contains(&index) || path.standing(&self.rt) != want {
-                        return None;
-                    }
-                    Some(path.load(now))
-                });
-                if let Some(index) = chosen {
-                    if avoid.is_empty() {
-                        let before = self.current_group.replace(Some(at));
-                        if before.is_some_and(|b| b != at) {
-                            self.follows.set(false);
-                            self.failovers.set(self.failovers.get() + 1);
-                        }
-                    }
-                    return Some(paths[index].clone());
-                }
-            }
-        }
-        None
     }
 
     pub(crate) fn enqueue(&self, id: Token) {

@@ -11,6 +11,7 @@
 //!   new login; otherwise the others are closed first).
 
 use crate::access::TRANSITION_POLL;
+use crate::checker::check;
 use crate::inner::Inner;
 use crate::path::{Checker, Live, Path, Phase};
 use crate::sweep::{alive, within};
@@ -19,7 +20,8 @@ use blockdev::path::{
 };
 use blockdev::rt::Sleep;
 use blockdev::{
-    Admission, Event, Geometry, Instant, IoCtx, IoError, Kind, PathCause, ReadSectors, Refusal, Rt,
+    Admission, Event, Geometry, Instant, IoCtx, IoError, Kind, LocalFuture, PathCause, ReadSectors,
+    Refusal, Rt,
 };
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
@@ -35,8 +37,6 @@ const MISCONFIGURED_PAUSE: Duration = Duration::from_secs(30);
 /// Size of the ping of an earned return, in bytes, and of its read, in sectors.
 const RETURN_PING_BYTES: usize = 4096;
 const RETURN_READ_SECTORS: u64 = 16;
-/// A check unanswered for this long while nothing is heard fails the path.
-const CHECK_TIME: Duration = crate::config::SILENT_MAX;
 /// How long the answer to a logout may take that leaves at the last moment.
 const LOGOUT_ANSWER: Duration = Duration::from_millis(500);
 /// Why a path leaves that is told to.
@@ -54,7 +54,8 @@ enum Unfit {
 enum Wake {
     News(SessionEvent),
     Signal,
-    Check,
+    CheckDue,
+    Checked(bool),
 }
 
 /// The task of `path`; ends when the device or the path is gone.
@@ -83,6 +84,7 @@ pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
             Some(Ok(session)) => match inner.take_up(&path, session).await {
                 Ok(live) => {
                     pause = LOGIN_PAUSE;
+                    inner.measure(&path, &live);
                     drop(inner);
                     watch(&device, &path, &live, &rt).await;
                     continue;
@@ -178,12 +180,13 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
         return;
     };
     let mut sleep: Sleep = rt.sleep(interval);
+    let mut checking: Option<LocalFuture<bool>> = None;
     let mut seen = path.signal.seen();
     loop {
         if path.epoch() != Some(live.epoch) {
             return;
         }
-        if path.access.is_transitioning() {
+        if path.access.is_transitioning() && checking.is_none() {
             sleep = rt.sleep(TRANSITION_POLL.min(interval));
         }
         let Some(inner) = alive(device) else { return };
@@ -203,7 +206,10 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
             if path.signal.poll_since(seen, cx).is_ready() {
                 return Poll::Ready(Wake::Signal);
             }
-            Pin::new(&mut sleep).poll(cx).map(|_| Wake::Check)
+            match &mut checking {
+                Some(check) => check.as_mut().poll(cx).map(Wake::Checked),
+                None => Pin::new(&mut sleep).poll(cx).map(|_| Wake::CheckDue),
+            }
         })
         .await;
         seen = path.signal.seen();
@@ -211,9 +217,17 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
         match wake {
             Wake::Signal => {}
             Wake::News(event) => inner.session_news(path, live, event),
-            Wake::Check => {
-                let is_good = inner.check(path, live, interval).await;
+            Wake::CheckDue => {
+                let check = check(device.clone(), path.clone(), live.clone(), interval);
+                checking = Some(Box::pin(check));
+            }
+            Wake::Checked(is_good) => {
+                checking = None;
+                if is_good {
+                    inner.note_good_check(path);
+                }
                 inner.look_at_access(path, live).await;
+                inner.measure(path, live);
                 let (first, max) = intervals(&inner);
                 interval = if is_good {
                     (interval * 2).min(max)
@@ -481,12 +495,12 @@ impl Inner {
         }
         path.phase.set(Phase::Serving);
         path.last_ok.set(now);
-        let wait = match self.config.borrow().failback {
-            crate::config::Failback::After(time) => time,
-            _ => Duration::ZERO,
-        };
-        path.begin_probation(now, wait);
+        path.begin_probation(now);
         path.checker.set(Checker::Ready);
+        if path.has_failed() {
+            self.note_return(path);
+            self.delay_failback();
+        }
         if path.counters.get().logins > 1 || path.has_failed() {
             let object = path.object(&self.name());
             self.news
@@ -569,65 +583,6 @@ impl Inner {
             self.release_queued();
         }
         Ok(())
-    }
-
-    /// The checker: TEST UNIT READY, unless real I/O was answered since the last check.
-    async fn check(&self, path: &Rc<Path>, live: &Live, interval: Duration) -> bool {
-        let now = self.rt.now();
-        if now - path.last_ok.get() < interval {
-            path.checker.set(Checker::Ready);
-            return true;
-        }
-        let (_, answer) = live
-            .session
-            .submit(Command::TestUnitReady, IoCtx::metadata());
-        match within(&self.rt, now + CHECK_TIME, answer).await {
-            Some(Ok(_)) => {
-                path.checker.set(Checker::Ready);
-                true
-            }
-            Some(Err(error)) => self.check_failed(path, live, &error),
-            None => {
-                let heard = live.session.load().last_heard;
-                if heard > now {
-                    // The session lives, the unit is slow: not the path's fault.
-                    path.checker.set(Checker::Pending);
-                    return false;
-                }
-                let cause = PathCause::Silent(self.rt.now() - heard);
-                self.path_lost(path, live.epoch, &cause);
-                path.checker.set(Checker::Timeout);
-                false
-            }
-        }
-    }
-
-    fn check_failed(
-        &self,
-        path: &Rc<Path>,
-        live: &Live,
-        error: &blockdev::path::CommandError,
-    ) -> bool {
-        use crate::classify::{classify, Verdict};
-        match classify(error) {
-            Verdict::OtherPath(cause) if self.access_denied(path, &cause) => true,
-            Verdict::Lost { cause, .. } | Verdict::OtherPath(cause) => {
-                self.path_lost(path, live.epoch, &cause);
-                if matches!(cause, PathCause::Unit(2, ..)) {
-                    path.checker.set(Checker::Ghost);
-                }
-                false
-            }
-            Verdict::Recheck | Verdict::Capacity => {
-                self.pause_to_identify(path);
-                true
-            }
-            // An attention answers as well as GOOD does.
-            _ => {
-                path.checker.set(Checker::Ready);
-                true
-            }
-        }
     }
 }
 

@@ -42,6 +42,7 @@
 //! ```
 
 mod access;
+mod checker;
 mod classify;
 mod config;
 mod device;
@@ -50,10 +51,13 @@ mod grade;
 mod group;
 mod inner;
 mod keeper;
+mod marginal;
 mod news;
 mod outcome;
 mod pace;
 mod path;
+mod pattern;
+mod prio;
 mod request;
 mod reserve;
 mod selector;
@@ -67,14 +71,16 @@ mod taint;
 
 pub use classify::{classify, Verdict};
 pub use config::{
-    Config, Failback, FenceFail, FencePolicy, Fitting, Grouping, NoPathRetry, Prio, Role,
-    SelectorKind, HEDGE_READ, HEDGE_WRITE, HOLD_BEFORE_FENCE, PROBATION, QUEUED_REQUESTS_MAX,
-    QUIET_BEFORE_FENCE, SILENT_MAX,
+    Config, Failback, FenceFail, FencePolicy, Fitting, Grouping, MarginalPath, NoPathRetry, Probe,
+    Role, SanPathErr, SelectorKind, HEDGE_READ, HEDGE_WRITE, HOLD_BEFORE_FENCE, PROBATION,
+    QUEUED_REQUESTS_MAX, QUIET_BEFORE_FENCE, SILENT_MAX,
 };
 pub use device::{MultipathDevice, NoSuchPath, OpenError};
 pub use grade::FenceGrade;
 pub use news::Trace;
 pub use path::{Checker, PathCounters};
+pub use pattern::Pattern;
+pub use prio::{LatencyScale, Prio, Weights};
 pub use request::AttemptLog;
 pub use selector::{choose, History, Load};
 pub use snapshot::{DeviceState, GroupSnapshot, GroupState, PathReach, PathSnapshot, Snapshot};

@@ -343,6 +343,8 @@ impl Inner {
         if was_serving {
             if !is_ours {
                 path.note_failure(now);
+                self.note_flaky(path);
+                self.delay_failback();
             }
             let object = path.object(&self.name());
             self.news

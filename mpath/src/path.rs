@@ -9,6 +9,7 @@
 //! until its ISID has logged in again: only then is nothing of the old session still on its way.
 
 use crate::access::Access;
+use crate::marginal::Flakiness;
 use crate::pace::Pace;
 use crate::selector::{History, Load};
 use crate::signal::Signal;
@@ -45,6 +46,8 @@ pub(crate) enum Standing {
     Slow,
     /// Failed recently: used only for want of a better one.
     Probation,
+    /// Failed too often (`san_path_err_*`, `marginal_path_*`).
+    Marginal,
     /// Something on it is overdue and nothing was heard since.
     Suspect,
     Unusable,
@@ -52,10 +55,11 @@ pub(crate) enum Standing {
 
 impl Standing {
     /// Those that take I/O, best first.
-    pub(crate) const USABLE: [Standing; 4] = [
+    pub(crate) const USABLE: [Standing; 5] = [
         Standing::Good,
         Standing::Slow,
         Standing::Probation,
+        Standing::Marginal,
         Standing::Suspect,
     ];
 }
@@ -78,7 +82,7 @@ pub enum Checker {
     Pending,
     /// A check was not answered.
     Timeout,
-    /// Up again, on probation.
+    /// Up again, on probation or kept back.
     Delayed,
     /// The unit is not there.
     Disconnected,
@@ -150,9 +154,13 @@ pub(crate) struct Path {
     pub(crate) last_error: RefCell<Option<String>>,
     pub(crate) last_ok: Cell<Instant>,
     pub(crate) pace: Pace,
+    pub(crate) flakiness: Flakiness,
     pub(crate) access: Access,
     /// Its port group's state is to be read again.
     pub(crate) wants_access: Cell<bool>,
+    /// `path_latency`: what reads on it took on average, and whether that is being measured.
+    pub(crate) latency: Cell<Option<Duration>>,
+    pub(crate) is_measured: Cell<bool>,
     pub(crate) history: Cell<History>,
     pub(crate) signal: Signal,
 }
@@ -184,8 +192,11 @@ impl Path {
             last_error: RefCell::default(),
             last_ok: Cell::new(Instant(0)),
             pace: Pace::default(),
+            flakiness: Flakiness::default(),
             access: Access::default(),
             wants_access: Cell::new(false),
+            latency: Cell::new(None),
+            is_measured: Cell::new(false),
             history: Cell::default(),
             signal: Signal::default(),
         })
@@ -258,11 +269,10 @@ impl Path {
         self.count(|c| c.failures += 1);
     }
 
-    /// Begins the probation a failure earned; `at_least` is the operator's `failback`.
-    pub(crate) fn begin_probation(&self, now: Instant, at_least: Duration) {
+    /// Begins the probation a failure earned.
+    pub(crate) fn begin_probation(&self, now: Instant) {
         if self.has_failed() {
-            self.probation_until
-                .set(now + self.probation.get().max(at_least));
+            self.probation_until.set(now + self.probation.get());
         }
     }
 
@@ -273,6 +283,7 @@ impl Path {
         self.probation_until.set(Instant(0));
         self.suspect.set(false);
         self.pace.forgive();
+        self.flakiness.forgive();
     }
 
     pub(crate) fn standing(&self, rt: &Rt) -> Standing {
@@ -281,6 +292,9 @@ impl Path {
         }
         if self.suspect.get() {
             return Standing::Suspect;
+        }
+        if self.flakiness.is_marginal(rt.now()) {
+            return Standing::Marginal;
         }
         let until = self.probation_until.get();
         if until.0 != 0 {

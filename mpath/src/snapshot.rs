@@ -2,7 +2,7 @@
 
 use crate::grade::FenceGrade;
 use crate::inner::Inner;
-use crate::path::{Checker, Path, PathCounters, Phase};
+use crate::path::{Checker, Path, PathCounters, Phase, Standing};
 use blockdev::path::{Isid, PathName, SessionFacts, UnitIdentity};
 use std::rc::Rc;
 use std::time::Duration;
@@ -80,7 +80,7 @@ pub struct PathSnapshot {
     pub reach: PathReach,
     /// Last checker result.
     pub checker: Checker,
-    /// On probation after failures, or doubtful.
+    /// On probation or kept back after failures, doubtful, or slow.
     pub is_marginal: bool,
     /// Commands in flight.
     pub in_flight: u32,
@@ -203,10 +203,16 @@ impl Inner {
     fn path_snapshot(&self, path: &Path) -> PathSnapshot {
         let standing = path.standing(&self.rt);
         let is_active = path.is_serving();
-        let is_marginal = is_active && standing != crate::path::Standing::Good;
-        let checker = match (path.checker.get(), standing) {
-            (Checker::Ready, crate::path::Standing::Probation) => Checker::Delayed,
-            (other, _) => other,
+        let is_marginal = is_active && standing != Standing::Good;
+        // A marginal path in a group of its own is as good as that group may be.
+        let is_delayed = match standing {
+            Standing::Probation => true,
+            Standing::Marginal => !self.config.borrow().marginal_pathgroups,
+            _ => false,
+        };
+        let checker = match path.checker.get() {
+            Checker::Ready if is_delayed => Checker::Delayed,
+            other => other,
         };
         PathSnapshot {
             name: path.name.clone(),

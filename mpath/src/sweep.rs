@@ -404,7 +404,7 @@ impl Inner {
     }
 
     /// Asks the target for a sign of life, once per [`SILENT_MAX`].
-    fn ask(&self, index: usize) {
+    pub(crate) fn ask(&self, index: usize) {
         let path = self.path(index);
         let now = self.rt.now();
         if path.asked.get().0 != 0 && now < path.asked.get() + SILENT_MAX {

@@ -46,6 +46,7 @@ mod checker;
 mod classify;
 mod config;
 mod device;
+mod ere;
 mod fence;
 mod grade;
 mod group;
@@ -56,7 +57,6 @@ mod news;
 mod outcome;
 mod pace;
 mod path;
-mod pattern;
 mod prio;
 mod request;
 mod reserve;
@@ -76,10 +76,10 @@ pub use config::{
     QUEUED_REQUESTS_MAX, QUIET_BEFORE_FENCE, SILENT_MAX,
 };
 pub use device::{MultipathDevice, NoSuchPath, OpenError};
+pub use ere::Ere;
 pub use grade::FenceGrade;
 pub use news::Trace;
 pub use path::{Checker, PathCounters};
-pub use pattern::Pattern;
 pub use prio::{LatencyScale, Prio, Weights};
 pub use request::AttemptLog;
 pub use selector::{choose, History, Load};

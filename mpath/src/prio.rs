@@ -5,9 +5,9 @@
 //! each login and at every check.
 
 use crate::config::Config;
+use crate::ere::Ere;
 use crate::inner::Inner;
 use crate::path::{Live, Path, Phase};
-use crate::pattern::Pattern;
 use crate::sweep::{alive, within};
 use blockdev::path::{Command, CommandError};
 use blockdev::{IoCtx, Rt, Sector};
@@ -60,7 +60,7 @@ enum Subject {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Weights {
     subject: Subject,
-    weights: Vec<(Pattern, i32)>,
+    weights: Vec<(Ere, i32)>,
 }
 
 impl Weights {
@@ -85,8 +85,7 @@ impl Weights {
         };
         let mut weights = Vec::new();
         while let Some(regex) = words.next() {
-            let pattern =
-                Pattern::new(regex).map_err(|e| format!("weightedpath: {regex:?}: {e}"))?;
+            let pattern = Ere::new(regex).map_err(|e| format!("weightedpath: {regex:?}: {e}"))?;
             let priority = words.next().and_then(|word| word.parse().ok());
             let priority = priority
                 .ok_or_else(|| format!("weightedpath: {regex:?} has no priority behind it"))?;
@@ -108,7 +107,10 @@ impl Weights {
                 None => return 0,
             },
         };
-        let found = self.weights.iter().find(|(pattern, _)| pattern.is_in(text));
+        let found = self
+            .weights
+            .iter()
+            .find(|(pattern, _)| pattern.matches(text));
         found.map_or(0, |&(_, priority)| priority)
     }
 }

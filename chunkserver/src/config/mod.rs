@@ -8,7 +8,6 @@
 mod address;
 mod build;
 mod check;
-mod ere;
 mod load;
 mod memory;
 mod mfs_cfg;

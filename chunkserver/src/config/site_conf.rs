@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::ere::Ere;
+use mpath::Ere;
+
 use super::multipath_conf::{self, Block, List};
 use super::origin::{Origin, Problem, Setting};
 use super::raw::{Entry, Raw, SyntaxError};

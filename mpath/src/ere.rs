@@ -18,7 +18,7 @@ const STACKED_MAX: u32 = 4;
 
 /// A compiled pattern.
 #[derive(Clone)]
-pub(crate) struct Ere {
+pub struct Ere {
     text: String,
     program: Vec<Step>,
 }
@@ -73,8 +73,11 @@ enum Node {
 }
 
 impl Ere {
-    /// Compiles a pattern; the error ends the sentence "PATTERN: …".
-    pub(crate) fn new(text: &str) -> Result<Ere, String> {
+    /// Compiles a pattern.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of the sentence "PATTERN: …".
+    pub fn new(text: &str) -> Result<Ere, String> {
         let mut parser = Parser {
             rest: text.chars(),
             depth: 0,
@@ -90,7 +93,7 @@ impl Ere {
     }
 
     /// Whether any part of `text` matches.
-    pub(crate) fn matches(&self, text: &str) -> bool {
+    pub fn matches(&self, text: &str) -> bool {
         let mut now = Threads::new(self.program.len());
         let mut next = Threads::new(self.program.len());
         let mut rest = text.chars();
@@ -172,6 +175,8 @@ impl PartialEq for Ere {
         self.text == other.text
     }
 }
+
+impl Eq for Ere {}
 
 struct Parser<'a> {
     rest: Chars<'a>,

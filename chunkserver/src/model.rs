@@ -192,6 +192,15 @@ words! {
     }
 }
 
+/// When a path is checked again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextCheck {
+    /// From now.
+    pub in_ms: u64,
+    /// From its last check.
+    pub interval_ms: u64,
+}
+
 /// One path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Path {
@@ -207,6 +216,12 @@ pub struct Path {
     pub checker: CheckerState,
     /// Held in a group of last resort.
     pub marginal: bool,
+    /// `path_checker`, as it is in use.
+    #[serde(default)]
+    pub path_checker: Option<String>,
+    /// When it is checked again, while it serves.
+    #[serde(default)]
+    pub next_check: Option<NextCheck>,
     /// ALUA target port group, if the unit names one.
     #[serde(default)]
     pub target_port_group: Option<u16>,

@@ -15,6 +15,11 @@ fn path(portal: &str, state: PathState, checker: CheckerState) -> Path {
         state,
         checker,
         marginal: false,
+        path_checker: Some("tur".to_owned()),
+        next_check: (state == PathState::Active).then_some(NextCheck {
+            in_ms: 9_500,
+            interval_ms: 20_000,
+        }),
         target_port_group: None,
         in_flight: 3,
         failures: if state == PathState::Failed { 3 } else { 0 },

@@ -111,7 +111,7 @@ fn question(live: &Live, probe: Probe, until: Instant) -> LocalFuture<Result<(),
 
 impl Inner {
     /// `path_checker`, unless ALUA is found and allowed to replace it.
-    fn probe(&self, path: &Path) -> Probe {
+    pub(crate) fn probe(&self, path: &Path) -> Probe {
         let config = self.config.borrow();
         let identity = path.identity.borrow();
         let is_detected =

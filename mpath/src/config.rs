@@ -105,6 +105,18 @@ pub enum Probe {
     None,
 }
 
+impl Probe {
+    /// Name as in multipath.conf.
+    pub fn name(self) -> &'static str {
+        match self {
+            Probe::Tur => "tur",
+            Probe::Directio => "directio",
+            Probe::Nop => "nop",
+            Probe::None => "none",
+        }
+    }
+}
+
 /// `san_path_err_*`: a path that failed and came back too often is kept back for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SanPathErr {

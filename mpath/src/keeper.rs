@@ -179,7 +179,11 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
     let Some(mut interval) = alive(device).map(|inner| intervals(&inner).0) else {
         return;
     };
-    let mut sleep: Sleep = rt.sleep(interval);
+    let check_after = |time: Duration| {
+        path.check_due.set((rt.now() + time, time));
+        rt.sleep(time)
+    };
+    let mut sleep: Sleep = check_after(interval);
     let mut checking: Option<LocalFuture<bool>> = None;
     let mut seen = path.signal.seen();
     loop {
@@ -187,7 +191,7 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
             return;
         }
         if path.access.is_transitioning() && checking.is_none() {
-            sleep = rt.sleep(TRANSITION_POLL.min(interval));
+            sleep = check_after(TRANSITION_POLL.min(interval));
         }
         let Some(inner) = alive(device) else { return };
         if path.phase.get() == Phase::Identifying {
@@ -234,7 +238,7 @@ async fn watch(device: &Weak<Inner>, path: &Rc<Path>, live: &Live, rt: &Rt) {
                 } else {
                     first
                 };
-                sleep = rt.sleep(interval);
+                sleep = check_after(interval);
             }
         }
     }

@@ -150,6 +150,8 @@ pub(crate) struct Path {
     /// Its ISID has logged in during this run (so nothing of an earlier run is left on it).
     pub(crate) has_logged_in: Cell<bool>,
     pub(crate) checker: Cell<Checker>,
+    /// While it serves: when its next check is due, and how long after the last one that is.
+    pub(crate) check_due: Cell<(Instant, Duration)>,
     pub(crate) counters: Cell<PathCounters>,
     pub(crate) last_error: RefCell<Option<String>>,
     pub(crate) last_ok: Cell<Instant>,
@@ -188,6 +190,7 @@ impl Path {
             logging_in: Cell::new(false),
             has_logged_in: Cell::new(false),
             checker: Cell::default(),
+            check_due: Cell::new((Instant(0), Duration::ZERO)),
             counters: Cell::default(),
             last_error: RefCell::default(),
             last_ok: Cell::new(Instant(0)),

@@ -1,5 +1,6 @@
 //! What operators see: the state of a device, its groups and its paths at one moment.
 
+use crate::config::Probe;
 use crate::grade::FenceGrade;
 use crate::inner::Inner;
 use crate::path::{Checker, Path, PathCounters, Phase, Standing};
@@ -80,6 +81,10 @@ pub struct PathSnapshot {
     pub reach: PathReach,
     /// Last checker result.
     pub checker: Checker,
+    /// `path_checker`, or what ALUA makes of it.
+    pub probe: Probe,
+    /// While it serves: how long until its next check, and how long that is after the last one.
+    pub next_check: Option<(Duration, Duration)>,
     /// On probation or kept back after failures, doubtful, or slow.
     pub is_marginal: bool,
     /// Commands in flight.
@@ -225,6 +230,11 @@ impl Inner {
                 Phase::Connecting => PathReach::Unreachable,
             },
             checker,
+            probe: self.probe(path),
+            next_check: is_active.then(|| {
+                let (due, interval) = path.check_due.get();
+                (due.since(self.rt.now()), interval)
+            }),
             is_marginal,
             in_flight: path.in_flight.get(),
             counters: path.counters.get(),

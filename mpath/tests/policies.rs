@@ -328,6 +328,29 @@ fn nop_asks_the_target_and_not_the_unit() {
     }
 }
 
+#[test]
+fn a_path_tells_its_checker_and_when_it_is_checked_again() {
+    let rig = checked_by(Probe::Nop);
+    rig.run(ms(3300));
+    let found = path(&rig, FIRST);
+    assert_eq!(found.probe, Probe::Nop);
+    let (left, interval) = found.next_check.expect("it serves");
+    assert_eq!(interval, s(1));
+    assert!(left > Duration::ZERO && left < interval, "{left:?}");
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(200));
+    assert_eq!(path(&rig, FIRST).next_check, None);
+
+    let detected = with_access(
+        &[0],
+        Config {
+            path_checker: Probe::Nop,
+            ..config()
+        },
+    );
+    assert_eq!(path(&detected, FIRST).probe, Probe::Tur);
+}
+
 // ---- flaky paths ----------------------------------------------------------------------------
 
 #[test]

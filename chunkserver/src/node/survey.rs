@@ -135,6 +135,7 @@ fn path(path: &mpath::PathSnapshot) -> model::Path {
         Checker::Disconnected => model::CheckerState::Disconnected,
     };
     let counters = &path.counters;
+    let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     model::Path {
         portal: path.name.portal.clone(),
         target: path.name.target.clone(),
@@ -147,6 +148,11 @@ fn path(path: &mpath::PathSnapshot) -> model::Path {
         },
         checker,
         marginal: path.is_marginal,
+        path_checker: Some(path.probe.name().to_owned()),
+        next_check: path.next_check.map(|(left, interval)| model::NextCheck {
+            in_ms: millis(left),
+            interval_ms: millis(interval),
+        }),
         target_port_group: path.identity.as_ref().and_then(|u| u.target_port_group),
         in_flight: path.in_flight,
         failures: counters.failures,

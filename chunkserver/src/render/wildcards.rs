@@ -10,7 +10,7 @@ use super::paths::{
 };
 use super::{clean, or_dash};
 use crate::exit::Failure;
-use crate::model::{Device, Group, Path, Paths};
+use crate::model::{Device, Group, NextCheck, Path, Paths};
 
 /// What multipathd prints of what it does not know.
 const UNDEF: &str = "[undef]";
@@ -59,9 +59,10 @@ static PATHS: &[Wildcard<OfPath>] = &[
     path('o', "dev_st", |_| "running".to_owned()),
     path('T', "chk_st", |r| checker_word(r.path.checker).to_owned()),
     path('s', "vend/prod/rev", |r| product(r.device)),
-    path('c', "checker", |_| "tur".to_owned()),
-    // When the next check is due is known to the path's task alone.
-    path('C', "next_check", |_| "-".to_owned()),
+    path('c', "checker", |r| or_dash(r.path.path_checker.as_deref())),
+    path('C', "next_check", |r| {
+        r.path.next_check.map_or_else(|| "-".to_owned(), progress)
+    }),
     path('p', "pri", |r| r.group.priority.to_string()),
     path('S', "size", |r| device_size(r.device)),
     path('z', "serial", |r| or_dash(r.device.serial.as_deref())),
@@ -216,6 +217,14 @@ fn table<F>(pieces: &[Piece<F>], cells: impl Iterator<Item = Vec<String>>) -> St
     text
 }
 
+/// What is left of the time between two checks, in seconds, behind multipathd's bar of it.
+fn progress(next: NextCheck) -> String {
+    let (left, total) = (next.in_ms.div_ceil(1000), next.interval_ms.div_ceil(1000));
+    let left = left.min(total);
+    let bar = usize::try_from(10 * left / total.max(1)).unwrap_or(0);
+    format!("{:.<10} {left}/{total}", "X".repeat(bar))
+}
+
 /// The cells of a row.
 fn cells<F>(pieces: &[Piece<F>], value: impl Fn(&F) -> String) -> Vec<String> {
     let wildcards = pieces.iter().filter_map(|p| match p {
@@ -291,6 +300,18 @@ mod tests {
             paths(&sample, "%m %z %A %k %a %P").unwrap(),
             "multipath serial TPG max_sectors_kb host adapter protocol\n\
              mpatha    beaf11 7   1024           10.3.1.1     scsi:iscsi\n"
+        );
+    }
+
+    #[test]
+    fn of_checks() {
+        assert_eq!(
+            paths(&sample(), "%t %c %C").unwrap(),
+            "dm_st  checker next_check\n\
+             active tur     XXXXX..... 10/20\n\
+             active tur     XXXXX..... 10/20\n\
+             active tur     XXXXX..... 10/20\n\
+             failed tur     -\n"
         );
     }
 

@@ -285,12 +285,11 @@ pub fn unit_facts(unit: &UnitIdentity) -> config::UnitFacts<'_> {
         vendor: &unit.vendor,
         product: &unit.product,
         revision: &unit.revision,
-        alua: unit.tpgs != 0,
     }
 }
 
 fn settings(device: &Device, iscsi: &Iscsi, m: &Multipath, in_mirror: bool) -> mpath::Config {
-    use config::{Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Prio, Selector};
+    use config::{Checker, Failback, Fence, FenceFail, GroupingPolicy, NoPathRetry, Selector};
     let mut config = mpath::Config::new(&device.name, &iscsi.initiator_name);
     config.wwid = device.wwid.clone();
     config.grouping = match m.path_grouping_policy {
@@ -315,11 +314,31 @@ fn settings(device: &Device, iscsi: &Iscsi, m: &Multipath, in_mirror: bool) -> m
         },
         Selector::TailLatency => mpath::SelectorKind::TailLatency,
     };
-    config.prio = match m.prio {
-        Prio::Alua => mpath::Prio::Alua,
-        Prio::Const | Prio::PathLatency => mpath::Prio::Const,
-    };
+    config.prio = m.prio.clone();
     config.detect_prio = m.detect_prio;
+    config.exclusive_pref_bit = m.exclusive_pref_bit;
+    config.detect_pgpolicy = m.detect_pgpolicy;
+    config.detect_pgpolicy_use_tpg = m.detect_pgpolicy_use_tpg;
+    config.path_checker = match m.path_checker {
+        Checker::Tur => mpath::Probe::Tur,
+        Checker::Directio => mpath::Probe::Directio,
+        Checker::Nop => mpath::Probe::Nop,
+        Checker::None => mpath::Probe::None,
+    };
+    config.detect_checker = m.detect_checker;
+    config.checker_timeout = m.checker_timeout;
+    config.san_path_err = m.san_path_err.map(|rule| mpath::SanPathErr {
+        threshold: rule.threshold,
+        forget_rate: rule.forget_rate,
+        recovery_time: rule.recovery_time,
+    });
+    config.marginal_path = m.marginal_path.map(|rule| mpath::MarginalPath {
+        double_failed_time: rule.double_failed_time,
+        err_sample_time: rule.err_sample_time,
+        err_rate_threshold: rule.err_rate_threshold,
+        err_recheck_gap_time: rule.err_recheck_gap_time,
+    });
+    config.marginal_pathgroups = m.marginal_pathgroups;
     config.failback = match m.failback {
         Failback::Immediate => mpath::Failback::Immediate,
         Failback::Followover => mpath::Failback::Followover,

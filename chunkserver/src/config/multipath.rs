@@ -9,10 +9,13 @@ use std::time::Duration;
 use super::origin::Problem;
 use super::section::Section;
 use super::types::*;
-use super::value::{show_span, Value};
+use super::value::{clip, show_span, Value};
 
 /// `no_path_retry` of a single leg; a mirror's leg fails at once.
 const SINGLE_LEG_RETRIES: u32 = 12;
+
+/// Other vendors' checkers act as `tur`.
+const OWN_CHECKERS: [&str; 5] = ["tur", "directio", "readsector0", "nop", "none"];
 
 /// Builds it from a section that has every key, and resolves its "auto". `single`: the device is the only
 /// leg of its volume.
@@ -56,16 +59,13 @@ pub(crate) fn multipath(
         },
         detect_pgpolicy: s.flag("detect_pgpolicy"),
         detect_pgpolicy_use_tpg: s.flag("detect_pgpolicy_use_tpg"),
-        prio: match s.text("prio") {
-            "alua" | "sysfs" => Prio::Alua,
-            "path_latency" => Prio::PathLatency,
-            _ => Prio::Const,
-        },
-        prio_args: s.text("prio_args").to_owned(),
+        prio: prio(s, errors),
+        exclusive_pref_bit: has_exclusive_pref_bit(s),
         detect_prio: s.flag("detect_prio"),
         detect_checker: s.flag("detect_checker"),
         path_checker: match s.text("path_checker") {
             "directio" | "readsector0" => Checker::Directio,
+            "nop" => Checker::Nop,
             "none" => Checker::None,
             _ => Checker::Tur,
         },
@@ -77,8 +77,6 @@ pub(crate) fn multipath(
             _ => Failback::Immediate,
         },
         no_path_retry: no_path_retry(s, single),
-        fast_io_fail_tmo: s.span("fast_io_fail_tmo"),
-        rr_min_io_rq: s.num("rr_min_io_rq"),
         reservation_key: reservation_key(s, errors),
         san_path_err: san_path_err(s, errors),
         marginal_path: marginal_path(s, errors),
@@ -125,15 +123,64 @@ fn in_vain(s: &Section, warnings: &mut Vec<Problem>) {
         warn("path_selector", text.to_owned());
     }
     let prio = s.text("prio");
-    if s.is_set("prio") && !["const", "alua", "sysfs"].contains(&prio) {
-        let text = format!("prio {prio} acts as const: const, alua and sysfs are known here");
+    let is_alua = ["alua", "sysfs"].contains(&prio);
+    if s.is_set("prio") && prio != "const" && !is_alua && !takes_args(prio) {
+        let text = format!(
+            "prio {prio} acts as const: const, alua, sysfs, weightedpath and path_latency are known here"
+        );
         warn("prio", text);
+    }
+    // Where ALUA is detected it counts, whatever the prioritizer.
+    if !s.text("prio_args").is_empty() && !takes_args(prio) && !has_exclusive_pref_bit(s) {
+        let text = format!(
+            "prio_args {:?} has no effect with prio {prio}",
+            clip(s.text("prio_args"))
+        );
+        warn("prio_args", text);
+    }
+    let checker = s.text("path_checker");
+    if s.is_set("path_checker") && !OWN_CHECKERS.contains(&checker) {
+        let text = format!(
+            "path_checker {checker} acts as tur: {} are known here",
+            OWN_CHECKERS.join(", ")
+        );
+        warn("path_checker", text);
+    }
+    if s.text("marginal_pathgroups") == "fpin" {
+        let text =
+            "marginal_pathgroups fpin acts as off: only Fibre Channel sends such notifications";
+        warn("marginal_pathgroups", text.to_owned());
     }
     let fence = s.text("fence");
     if s.is_set("reservation_key") && fence != "pr" {
         let text =
             format!("reservation_key has no effect with fence {fence:?}: only \"pr\" uses keys");
         warn("reservation_key", text);
+    }
+}
+
+/// Whether a prioritizer has arguments of its own.
+fn takes_args(prio: &str) -> bool {
+    ["weightedpath", "path_latency"].contains(&prio)
+}
+
+fn has_exclusive_pref_bit(s: &Section) -> bool {
+    let mut words = s.text("prio_args").split_whitespace();
+    words.any(|word| word == "exclusive_pref_bit")
+}
+
+fn prio(s: &Section, errors: &mut Vec<Problem>) -> mpath::Prio {
+    match s.text("prio") {
+        "alua" | "sysfs" => mpath::Prio::Alua,
+        name if takes_args(name) => {
+            mpath::Prio::parse(name, s.text("prio_args")).unwrap_or_else(|text| {
+                let missing = !s.is_set("prio_args");
+                let key = if missing { "prio" } else { "prio_args" };
+                errors.push(s.problem(key, format!("{key}: {text}")));
+                mpath::Prio::Const
+            })
+        }
+        _ => mpath::Prio::Const,
     }
 }
 

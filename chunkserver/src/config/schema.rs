@@ -290,13 +290,13 @@ const CHECKERS: &[&str] = &[
     "tur",
     "directio",
     "readsector0",
+    "nop",
     "none",
     "emc_clariion",
     "hp_sw",
     "rdac",
     "cciss_tur",
 ];
-const NOT_YET: &str = "it is not acted upon";
 
 /// multipath.conf: "no" or seconds.
 const SECONDS_OR_NO: Kind = WordOr(&["no"], &Seconds(1_000, YEAR_MS));
@@ -336,27 +336,12 @@ pub(crate) static MULTIPATH: &[Key] = &[
     key("detect_pgpolicy", YesNo, "no", Live),
     key("detect_pgpolicy_use_tpg", YesNo, "no", Live),
     key("prio", Word(PRIORITIZERS), "const", Live),
-    key("prio_args", Text, "", Nothing(NOT_YET)),
+    key("prio_args", Text, "", Live),
     key("detect_prio", YesNo, "yes", Live),
-    key(
-        "detect_checker",
-        YesNo,
-        "yes",
-        Nothing("every unit is checked in one way"),
-    ),
-    key(
-        "path_checker",
-        Word(CHECKERS),
-        "tur",
-        Nothing("a path is judged by its own I/O, pings and TEST UNIT READY"),
-    ),
+    key("detect_checker", YesNo, "yes", Live),
+    key("path_checker", Word(CHECKERS), "tur", Live),
     // The SCSI device timeout.
-    key(
-        "checker_timeout",
-        Seconds(100, DAY_MS),
-        "30s",
-        Nothing("800 ms of silence fail a path"),
-    ),
+    key("checker_timeout", Seconds(100, DAY_MS), "30s", Live),
     // A path that is back has been proven by real I/O; there is no reason to stay away from it.
     key(
         "failback",
@@ -388,53 +373,38 @@ pub(crate) static MULTIPATH: &[Key] = &[
         Nothing("a path is chosen for each request"),
     ),
     key("reservation_key", Text, "unset", Start),
-    key(
-        "san_path_err_threshold",
-        COUNT_OR_NO,
-        "no",
-        Nothing(NOT_YET),
-    ),
-    key(
-        "san_path_err_forget_rate",
-        COUNT_OR_NO,
-        "no",
-        Nothing(NOT_YET),
-    ),
-    key(
-        "san_path_err_recovery_time",
-        SECONDS_OR_NO,
-        "no",
-        Nothing(NOT_YET),
-    ),
+    key("san_path_err_threshold", COUNT_OR_NO, "no", Live),
+    key("san_path_err_forget_rate", COUNT_OR_NO, "no", Live),
+    key("san_path_err_recovery_time", SECONDS_OR_NO, "no", Live),
     key(
         "marginal_path_double_failed_time",
         SECONDS_OR_NO,
         "no",
-        Nothing(NOT_YET),
+        Live,
     ),
     key(
         "marginal_path_err_sample_time",
         WordOr(&["no"], &Seconds(120_000, DAY_MS)),
         "no",
-        Nothing(NOT_YET),
+        Live,
     ),
     key(
         "marginal_path_err_rate_threshold",
         WordOr(&["no"], &Int(0, 1000)),
         "no",
-        Nothing(NOT_YET),
+        Live,
     ),
     key(
         "marginal_path_err_recheck_gap_time",
         SECONDS_OR_NO,
         "no",
-        Nothing(NOT_YET),
+        Live,
     ),
     key(
         "marginal_pathgroups",
-        Word(&["off", "no", "on", "yes"]),
+        Word(&["off", "no", "on", "yes", "fpin"]),
         "off",
-        Nothing(NOT_YET),
+        Live,
     ),
     // A path that answers for another unit would write to it.
     key("recheck_wwid", YesNo, "yes", Live),
@@ -452,7 +422,7 @@ pub(crate) static MULTIPATH: &[Key] = &[
     key("fence_fail", Word(&["fail-leg", "wait"]), "fail-leg", Live),
     key("fence_assume", Span(1_000, DAY_MS), "60s", Live),
     noop("rr_weight", "uniform", "selectors weigh by bytes in flight"),
-    noop("rr_min_io", "1000", "rr_min_io_rq is what counts"),
+    noop("rr_min_io", "1000", "a path is chosen for each request"),
     noop("dev_loss_tmo", "", "ignored for iSCSI, as multipathd does"),
     noop("eh_deadline", "", "deadlines are per command"),
     noop("max_retries", "", "a command is retried on another path"),

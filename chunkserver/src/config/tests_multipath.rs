@@ -32,7 +32,6 @@ fn facts<'a>(wwid: &'a str, vendor: &'a str, product: &'a str) -> UnitFacts<'a> 
         vendor,
         product,
         revision: "0001",
-        alua: false,
     }
 }
 
@@ -158,7 +157,7 @@ fn check_shows_where_every_line_of_multipath_conf_went() {
 #[test]
 fn what_multipath_conf_says_in_vain() {
     let conf = "defaults {\n features \"1 queue_if_no_path\"\n no_path_retry 100\n polling_intervl 5\n \
-                prio emc\n path_checker directio\n reservation_key 0xabc\n getuid_callout x\n}\n\
+                prio emc\n path_checker rdac\n reservation_key 0xabc\n getuid_callout x\n}\n\
                 multipaths {\n multipath {\n  alias lost\n }\n multipath {\n  wwid 36001\n  polling_interval 5\n }\n}\n\
                 blacklist {\n devnode \"^sd\"\n wwdi x\n}\n";
     let loaded = with_conf("vain.conf", conf, "");
@@ -168,7 +167,7 @@ fn what_multipath_conf_says_in_vain() {
         "vain.conf:2: features \"1 queue_if_no_path\" is deprecated and loses to no_path_retry 100 (",
         "vain.conf:4: unknown option \"polling_intervl\" is ignored; did you mean \"polling_interval\"?",
         "vain.conf:5: prio emc acts as const",
-        "vain.conf:6: path_checker has no effect here: ",
+        "vain.conf:6: path_checker rdac acts as tur: tur, directio, readsector0, nop, none are known here",
         "vain.conf:7: reservation_key has no effect with fence \"auto\"",
         "vain.conf:8: getuid_callout is deprecated and has no effect",
         "vain.conf:11: a multipath section without a wwid applies to nothing",
@@ -232,17 +231,37 @@ fn blacklists_and_their_exceptions() {
 }
 
 #[test]
-fn alua_decides_the_groups_where_it_may() {
-    let conf = "defaults {\n detect_pgpolicy yes\n}\n";
-    let loaded = with_conf("alua.conf", conf, "");
-    let b = &unit(&loaded, "b").rules;
-    let policy = |alua: bool| {
-        let unit = UnitFacts {
-            alua,
-            ..facts("36002", "LIO-ORG", "x")
-        };
-        b.fit(&unit).unwrap().multipath.path_grouping_policy
-    };
-    assert_eq!(policy(true), GroupingPolicy::GroupByPrio);
-    assert_eq!(policy(false), GroupingPolicy::Failover);
+fn arguments_of_a_prioritizer_are_judged_by_it() {
+    let of = |lines: &str| with_conf("prio.conf", &format!("defaults {{\n{lines}}}\n"), "");
+    for (lines, want) in [
+        (
+            " prio weightedpath\n prio_args \"hbtl 1:.:.:. 2\"\n",
+            "prio.conf:3: prio_args: weightedpath: a portal has no host:bus:target:lun",
+        ),
+        (
+            " prio weightedpath\n",
+            "prio.conf:2: prio: weightedpath wants \"devname|serial|wwn REGEX PRIO\"",
+        ),
+        (
+            " prio path_latency\n prio_args io_num=5\n",
+            "prio.conf:3: prio_args: path_latency: io_num is 20 to 200, not 5",
+        ),
+    ] {
+        let got = of(lines).errors;
+        let got: Vec<String> = got.iter().map(ToString::to_string).collect();
+        assert!(
+            got.iter().any(|e| e.contains(want)),
+            "wanted {want}\ngot {got:#?}"
+        );
+    }
+    for (lines, want) in [
+        (" prio alua\n prio_args exclusive_pref_bit\n", 0),
+        (" prio const\n prio_args \"io_num=20\"\n", 1),
+    ] {
+        let loaded = of(lines);
+        assert!(loaded.errors.is_empty(), "{:?}", loaded.errors);
+        let said = loaded.warnings.iter().map(ToString::to_string);
+        let said = said.filter(|w| w.contains("prio.conf:3: prio_args"));
+        assert_eq!(said.count(), want, "{lines}");
+    }
 }

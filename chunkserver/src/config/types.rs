@@ -212,19 +212,10 @@ pub enum Checker {
     Tur,
     /// Reads the first block.
     Directio,
+    /// Pings the target.
+    Nop,
     /// Paths are judged by real I/O alone.
     None,
-}
-
-/// `prio`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Prio {
-    /// All 1.
-    Const,
-    /// From the ALUA state.
-    Alua,
-    /// From measured latency.
-    PathLatency,
 }
 
 /// `failback`
@@ -332,10 +323,10 @@ pub struct Multipath {
     pub detect_pgpolicy: bool,
     /// Whether it then groups by target port group.
     pub detect_pgpolicy_use_tpg: bool,
-    /// Priority of a path.
-    pub prio: Prio,
-    /// Arguments of it.
-    pub prio_args: String,
+    /// Priority of a path, with its arguments.
+    pub prio: mpath::Prio,
+    /// Whether the preferred bit lifts an optimized group (ALUA).
+    pub exclusive_pref_bit: bool,
     /// Whether ALUA overrides `prio`.
     pub detect_prio: bool,
     /// Whether ALUA overrides `path_checker`.
@@ -348,10 +339,6 @@ pub struct Multipath {
     pub failback: Failback,
     /// What to do without paths.
     pub no_path_retry: NoPathRetry,
-    /// When a lost session's commands fail; `None`: at once.
-    pub fast_io_fail_tmo: Option<Duration>,
-    /// Requests before the next path is chosen.
-    pub rr_min_io_rq: u32,
     /// Persistent reservation key; `None`: derived.
     pub reservation_key: Option<u64>,
     /// Flaky paths, by transitions.

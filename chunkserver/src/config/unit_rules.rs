@@ -11,7 +11,7 @@ use super::origin::{Problem, Setting};
 use super::schema;
 use super::section::Section;
 use super::site_conf::SiteConf;
-use super::types::{GroupingPolicy, Multipath, Prio};
+use super::types::Multipath;
 
 /// What a unit says of itself, as far as `multipath.conf` asks.
 #[derive(Debug, Clone, Copy)]
@@ -24,8 +24,6 @@ pub struct UnitFacts<'a> {
     pub product: &'a str,
     /// INQUIRY, trimmed.
     pub revision: &'a str,
-    /// It has target port groups (INQUIRY TPGS).
-    pub alua: bool,
 }
 
 /// What suits a unit.
@@ -76,16 +74,9 @@ impl UnitRules {
         let mut full = self.layered(Some(unit));
         // Judged when the file was read, as far as a section stands for itself.
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        let mut settings = multipath(&mut full, self.single, &mut errors, &mut warnings);
+        let settings = multipath(&mut full, self.single, &mut errors, &mut warnings);
         for problem in &errors {
             tracing::warn!("{problem}");
-        }
-        let is_by_alua = unit.alua && (settings.detect_prio || settings.prio == Prio::Alua);
-        if settings.detect_pgpolicy && is_by_alua {
-            settings.path_grouping_policy = match settings.detect_pgpolicy_use_tpg {
-                true => GroupingPolicy::GroupByTpg,
-                false => GroupingPolicy::GroupByPrio,
-            };
         }
         let mut before = self.layered(None);
         multipath(&mut before, self.single, &mut errors, &mut warnings);

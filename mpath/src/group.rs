@@ -167,7 +167,7 @@ impl Inner {
                 let order = &mut groups[at].order;
                 let chosen = choose(kind, order, |index| {
                     let path = &paths[index];
-                    if avoid.contains(&index) || path.standing(&self.rt) != want {
+                    if avoid.contains(&index) || path.standing(now) != want {
                         return None;
                     }
                     Some(path.load(now))

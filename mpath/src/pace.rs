@@ -147,10 +147,10 @@ impl Inner {
 
     /// The path to compare with: the fastest that is good.
     fn twin_of(&self, path: &Rc<Path>) -> Option<Rc<Path>> {
-        let paths = self.paths.borrow();
+        let (paths, now) = (self.paths.borrow(), self.rt.now());
         let good = paths
             .iter()
-            .filter(|p| p.index != path.index && p.standing(&self.rt) == Standing::Good);
+            .filter(|p| p.index != path.index && p.standing(now) == Standing::Good);
         good.min_by_key(|p| (p.pace.mean(), p.index)).cloned()
     }
 

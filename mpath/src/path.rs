@@ -14,7 +14,7 @@ use crate::pace::Pace;
 use crate::selector::{History, Load};
 use crate::signal::Signal;
 use blockdev::path::{Isid, PathName, PathPort, PathSession, UnitIdentity};
-use blockdev::{Instant, Rt};
+use blockdev::Instant;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
@@ -289,19 +289,19 @@ impl Path {
         self.flakiness.forgive();
     }
 
-    pub(crate) fn standing(&self, rt: &Rt) -> Standing {
+    pub(crate) fn standing(&self, now: Instant) -> Standing {
         if self.phase.get() != Phase::Serving || !self.access.serves() {
             return Standing::Unusable;
         }
         if self.suspect.get() {
             return Standing::Suspect;
         }
-        if self.flakiness.is_marginal(rt.now()) {
+        if self.flakiness.is_marginal(now) {
             return Standing::Marginal;
         }
         let until = self.probation_until.get();
         if until.0 != 0 {
-            if rt.now() < until {
+            if now < until {
                 return Standing::Probation;
             }
             self.probation_until.set(Instant(0));

@@ -22,13 +22,6 @@ pub struct Load {
     pub idle: Duration,
 }
 
-impl Load {
-    /// Nothing came back for so long that the average may be out of date.
-    fn is_stale(&self, paths: u32) -> bool {
-        ns(self.idle) > ns(self.history) * u64::from(paths)
-    }
-}
-
 /// Plain arithmetic: a path is chosen for every command.
 fn ns(time: Duration) -> u64 {
     time.as_nanos() as u64
@@ -73,7 +66,7 @@ impl History {
 /// - round-robin: the head.
 /// - queue-length: fewest commands in flight; an idle one ends the search.
 /// - service-time with equal relative throughput: fewest bytes in flight.
-/// - historical-service-time: dm's; see [`History`] and `is_better`.
+/// - historical-service-time: dm's; see [`History`] and `is_better_by_history`.
 /// - tail-latency: where the command is most surely back soonest: latency that nearly all stay
 ///   below, times the commands in flight and this one.
 pub fn choose(
@@ -81,72 +74,104 @@ pub fn choose(
     order: &mut [usize],
     load: impl Fn(usize) -> Option<Load>,
 ) -> Option<usize> {
-    let paths = match kind {
-        SelectorKind::HistoricalServiceTime { .. } => {
-            order.iter().filter(|&&path| load(path).is_some()).count() as u32
-        }
-        _ => 0,
-    };
-    let mut best: Option<(usize, Load)> = None;
-    for (at, &path) in order.iter().enumerate() {
-        let Some(load) = load(path) else { continue };
-        if best.is_none_or(|(_, best)| is_better(kind, &load, &best, paths)) {
-            best = Some((at, load));
-        }
-        let is_done = match kind {
-            SelectorKind::RoundRobin => true,
-            SelectorKind::QueueLength => load.commands == 0,
-            SelectorKind::ServiceTime => load.bytes == 0,
-            SelectorKind::HistoricalServiceTime { .. } | SelectorKind::TailLatency => false,
-        };
-        if is_done {
-            break;
-        }
-    }
-    let (at, _) = best?;
+    let at = match kind {
+        SelectorKind::RoundRobin => order.iter().position(|&path| load(path).is_some()),
+        SelectorKind::QueueLength => least(order, |path| Some(u64::from(load(path)?.commands))),
+        SelectorKind::ServiceTime => least(order, |path| Some(load(path)?.bytes)),
+        SelectorKind::TailLatency => least(order, |path| {
+            let load = load(path)?;
+            Some(ns(load.tail) * (u64::from(load.commands) + 1))
+        }),
+        SelectorKind::HistoricalServiceTime {
+            threshold_multiplier,
+            ..
+        } => best_by_history(order, load, threshold_multiplier),
+    }?;
     let path = order[at];
     order.copy_within(at + 1.., at);
     order[order.len() - 1] = path;
     Some(path)
 }
 
-/// Whether `new` is to be preferred to `old`.
-fn is_better(kind: SelectorKind, new: &Load, old: &Load, paths: u32) -> bool {
-    match kind {
-        SelectorKind::RoundRobin => false,
-        SelectorKind::QueueLength => new.commands < old.commands,
-        SelectorKind::ServiceTime => new.bytes < old.bytes,
-        SelectorKind::TailLatency => {
-            let cost = |load: &Load| ns(load.tail) * (u64::from(load.commands) + 1);
-            cost(new) < cost(old)
+/// Where the first of the least costs stands. Nothing is cheaper than what costs nothing.
+fn least(order: &[usize], cost: impl Fn(usize) -> Option<u64>) -> Option<usize> {
+    let mut best = None;
+    let mut least = u64::MAX;
+    for (at, &path) in order.iter().enumerate() {
+        let Some(cost) = cost(path) else { continue };
+        if best.is_none() || cost < least {
+            (best, least) = (Some(at), cost);
         }
-        SelectorKind::HistoricalServiceTime {
-            threshold_multiplier,
-            ..
-        } => is_better_by_history(new, old, paths, threshold_multiplier),
+        if cost == 0 {
+            break;
+        }
+    }
+    best
+}
+
+/// What `historical-service-time` compares, in nanoseconds.
+#[derive(Clone, Copy)]
+struct Past {
+    commands: u32,
+    average: u64,
+    idle: u64,
+}
+
+impl Past {
+    fn of(load: &Load) -> Past {
+        Past {
+            commands: load.commands,
+            average: ns(load.history),
+            idle: ns(load.idle),
+        }
+    }
+
+    /// Nothing came back for so long that the average may be out of date.
+    fn is_stale(&self, paths: u64) -> bool {
+        self.idle > self.average * paths
+    }
+
+    fn cost(&self) -> u64 {
+        self.average * (u64::from(self.commands) + 1)
     }
 }
 
-fn is_better_by_history(new: &Load, old: &Load, paths: u32, multiplier: u32) -> bool {
-    let (low, high) = if new.history < old.history {
+fn best_by_history(
+    order: &[usize],
+    load: impl Fn(usize) -> Option<Load>,
+    multiplier: u32,
+) -> Option<usize> {
+    let paths = order.iter().filter(|&&path| load(path).is_some()).count() as u64;
+    let mut best: Option<(usize, Past)> = None;
+    for (at, &path) in order.iter().enumerate() {
+        let Some(load) = load(path) else { continue };
+        let past = Past::of(&load);
+        if best.is_none_or(|(_, best)| is_better_by_history(&past, &best, paths, multiplier)) {
+            best = Some((at, past));
+        }
+    }
+    best.map(|(at, _)| at)
+}
+
+fn is_better_by_history(new: &Past, old: &Past, paths: u64, multiplier: u32) -> bool {
+    let (low, high) = if new.average < old.average {
         (new, old)
     } else {
         (old, new)
     };
     let is_shorter = new.commands < old.commands;
-    if ns(high.history) * WEIGHT_ONE <= ns(low.history) * u64::from(multiplier) {
+    if high.average * WEIGHT_ONE <= low.average * u64::from(multiplier) {
         return is_shorter;
     }
     // An idle path whose average is out of date gets one command to renew it.
-    let needs_probe = |load: &Load| load.commands == 0 && load.is_stale(paths);
+    let needs_probe = |past: &Past| past.commands == 0 && past.is_stale(paths);
     match (needs_probe(new), needs_probe(old)) {
         (true, true) => return new.idle > old.idle,
         (true, false) => return true,
         (false, true) => return false,
         (false, false) => {}
     }
-    let cost = |load: &Load| ns(load.history) * (u64::from(load.commands) + 1);
-    let wins = cost(new) < cost(old);
+    let wins = new.cost() < old.cost();
     let winner = if wins { new } else { old };
     if winner.is_stale(paths) {
         return is_shorter;

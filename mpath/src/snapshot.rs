@@ -206,7 +206,7 @@ impl Inner {
     }
 
     fn path_snapshot(&self, path: &Path) -> PathSnapshot {
-        let standing = path.standing(&self.rt);
+        let standing = path.standing(self.rt.now());
         let is_active = path.is_serving();
         let is_marginal = is_active && standing != Standing::Good;
         // A marginal path in a group of its own is as good as that group may be.

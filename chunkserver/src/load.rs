@@ -282,7 +282,13 @@ async fn as_master(
     address: SocketAddrV4,
     args: &BenchChunk,
 ) -> Result<BenchReport, Failure> {
-    let io = |e: std::io::Error| Failure::problem(format!("master at {address}: {e}"));
+    let io = |e: std::io::Error| {
+        let text = format!("master at {address}: {e}");
+        match e.kind() {
+            std::io::ErrorKind::TimedOut => Failure::unreachable(text),
+            _ => Failure::problem(text),
+        }
+    };
     let player = Player::listen(address.into(), Script::default())
         .await
         .map_err(io)?;
@@ -345,7 +351,10 @@ async fn load_chunks(
     let run = chunk::run(config, base.rt.clone(), base.pool.clone(), connector, trace);
     let result = run.await.map_err(|e| match e {
         chunk::BenchError::Usage(text) => Failure::usage(text),
-        other => Failure::unreachable(other.to_string()),
+        chunk::BenchError::Broken { .. } => Failure::problem(e.to_string()),
+        chunk::BenchError::Unreachable { .. } | chunk::BenchError::Silent { .. } => {
+            Failure::unreachable(e.to_string())
+        }
     })?;
     if let Some(file) = &load.trace {
         write_trace(file, traced.borrow().iter())?;

@@ -25,6 +25,9 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+/// A server connects, and says its next word, within this.
+pub const ANSWER: Duration = Duration::from_secs(5);
+
 /// What is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -99,7 +102,7 @@ pub struct BenchConfig {
     pub seed: u64,
 }
 
-/// Why a run could not be made.
+/// Why a run could not be made, or came to nothing.
 #[derive(Debug, Error)]
 pub enum BenchError {
     /// The numbers do not fit together.
@@ -112,6 +115,22 @@ pub enum BenchError {
         server: SocketAddrV4,
         /// Why.
         error: io::Error,
+    },
+    /// The server took a connection and said nothing on it.
+    #[error("{server}: {error}")]
+    Silent {
+        /// Which.
+        server: SocketAddrV4,
+        /// For how long.
+        error: ClientError,
+    },
+    /// What the server sent is not the protocol of a chunkserver.
+    #[error("{server}: not a chunkserver, or a broken one: {error}")]
+    Broken {
+        /// Which.
+        server: SocketAddrV4,
+        /// What came.
+        error: ClientError,
     },
 }
 
@@ -196,9 +215,12 @@ struct Run {
     verify_errors: Cell<u64>,
     first_error: RefCell<Option<String>>,
     trace: RefCell<Option<Trace>>,
+    /// The peer is none to load: no worker goes on.
+    given_up: Cell<bool>,
 }
 
-/// Runs a load and tells what it has shown. `Err` only if it could not begin.
+/// Runs a load and tells what it has shown. `Err` if it could not begin, or if the peer fell silent or
+/// broke the protocol; refused I/Os and lost connections are counted as errors, and the run goes on.
 pub async fn run(
     config: BenchConfig,
     rt: Rt,
@@ -214,10 +236,8 @@ pub async fn run(
             server: config.server,
             error,
         };
-        let until = rt.now() + Duration::from_secs(5);
-        let connected = rt.by(until, connector.connect(config.server)).await;
-        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        connections.push(Client::new(connected.map_err(unreachable)?, pool.clone()));
+        let connected = connect(&rt, &pool, &*connector, config.server).await;
+        connections.push(connected.map_err(unreachable)?);
     }
     let cpu_before = cpu_s();
     let started = rt.now();
@@ -240,19 +260,39 @@ pub async fn run(
         verify_errors: Cell::new(0),
         first_error: RefCell::default(),
         trace: RefCell::new(trace),
+        given_up: Cell::new(false),
     });
-    let (done, mut all_done) = mpsc::channel::<()>(1);
+    let (done, mut all_done) = mpsc::channel::<BenchError>(1);
     for (index, client) in connections.into_iter().enumerate() {
         let (run, done) = (run.clone(), done.clone());
         rt.spawn(async move {
-            Worker::new(run, index as u64, workers, client).run().await;
-            drop(done);
+            let ended = Worker::new(run, index as u64, workers, client).run().await;
+            if let Err(error) = ended {
+                // The first one counts.
+                let _ = done.try_send(error);
+            }
         });
     }
     drop(done);
-    // Ends when the last worker has dropped its end.
-    let _ = all_done.recv().await;
-    Ok(run.result(cpu_before))
+    // Ends with the first failure, or when the last worker has dropped its end.
+    match all_done.recv().await {
+        None => Ok(run.result(cpu_before)),
+        Some(error) => {
+            run.given_up.set(true);
+            Err(error)
+        }
+    }
+}
+
+async fn connect(
+    rt: &Rt,
+    pool: &Pool,
+    connector: &dyn Connector,
+    server: SocketAddrV4,
+) -> io::Result<Client<Box<dyn Transport>>> {
+    let connected = rt.by(rt.now() + ANSWER, connector.connect(server)).await;
+    let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    Ok(Client::new(connected?, pool.clone()).with_patience(rt, ANSWER))
 }
 
 fn check(config: &BenchConfig) -> Result<u64, BenchError> {
@@ -287,7 +327,7 @@ fn check(config: &BenchConfig) -> Result<u64, BenchError> {
 
 impl Run {
     fn ended(&self) -> bool {
-        self.rt.now() >= self.until || self.bytes_left.get() == 0
+        self.given_up.get() || self.rt.now() >= self.until || self.bytes_left.get() == 0
     }
 
     fn record(&self, begun: Instant, address: u64, write: bool, error: Option<String>) {
@@ -392,7 +432,7 @@ impl Worker<Box<dyn Transport>> {
         self.random
     }
 
-    async fn run(mut self) {
+    async fn run(mut self) -> Result<(), BenchError> {
         while !self.run.ended() {
             let (slot, write) = match self.run.config.mode {
                 mode @ (Mode::Read | Mode::Write) => (self.next_slot(), mode == Mode::Write),
@@ -405,21 +445,22 @@ impl Worker<Box<dyn Transport>> {
                             !self.written.contains_key(&slot) || self.random() >> 20 & 1 == 1;
                         (slot, write)
                     }
-                    None => return,
+                    None => return Ok(()),
                 },
             };
-            self.one(slot, write).await;
+            self.one(slot, write).await?;
         }
         if self.run.config.mode == Mode::Verify {
             let slots: Vec<u64> = self.written.keys().copied().collect();
             for slot in slots {
-                self.one(slot, false).await;
+                self.one(slot, false).await?;
             }
         }
         if let (Some(client), Some((_, session))) = (&mut self.client, self.session.take()) {
             // The writes are acknowledged; a lost connection changes nothing about them.
             let _ = client.finish(session).await;
         }
+        Ok(())
     }
 
     fn next_slot(&self) -> u64 {
@@ -434,7 +475,7 @@ impl Worker<Box<dyn Transport>> {
         (own > 0).then(|| self.random() % own * self.workers + self.index)
     }
 
-    async fn one(&mut self, slot: u64, write: bool) {
+    async fn one(&mut self, slot: u64, write: bool) -> Result<(), BenchError> {
         let address = self.run.config.offset_bytes + slot * u64::from(self.run.config.block_bytes);
         let begun = self.run.rt.now();
         let done = match self.client {
@@ -442,17 +483,31 @@ impl Worker<Box<dyn Transport>> {
             Some(_) => self.read(address, slot).await,
             None => Err(ClientError::Closed),
         };
+        let server = self.run.config.server;
+        let done = match done {
+            Err(error @ ClientError::Silent(_)) => {
+                return Err(BenchError::Silent { server, error });
+            }
+            Err(error) if error.breaks_protocol() => {
+                return Err(BenchError::Broken { server, error });
+            }
+            done => done,
+        };
         let broken = matches!(&done, Err(e) if !matches!(e, ClientError::Status(_)) || write);
         self.run
             .record(begun, address, write, done.err().map(|e| e.to_string()));
         if broken {
+            let Run {
+                rt,
+                pool,
+                connector,
+                ..
+            } = &*self.run;
             self.session = None;
-            self.run.rt.sleep(Duration::from_millis(100)).await;
-            let connected = self.run.connector.connect(self.run.config.server).await;
-            self.client = connected
-                .ok()
-                .map(|io| Client::new(io, self.run.pool.clone()));
+            rt.sleep(Duration::from_millis(100)).await;
+            self.client = connect(rt, pool, &**connector, server).await.ok();
         }
+        Ok(())
     }
 
     fn place(&self, address: u64) -> (ChunkId, ChunkVersion, u32) {

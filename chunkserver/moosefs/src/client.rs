@@ -10,12 +10,13 @@ use crate::proto::client::{
 use crate::proto::field::exactly;
 use crate::proto::{frame::encode_one, kind, status};
 use crate::wire::{Frame, Transport, Wire, WireError};
-use blockdev::{IoVec, Pool};
+use blockdev::{IoVec, Pool, Rt};
 use chunk_api::crc::crc32_iovec;
 use chunk_api::{ChunkId, ChunkVersion, BLOCK_BYTES};
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::net::SocketAddrV4;
 use std::task::Poll;
+use std::time::Duration;
 use thiserror::Error;
 
 /// Why a request failed.
@@ -30,6 +31,9 @@ pub enum ClientError {
     /// The server closed the connection.
     #[error("the server closed the connection")]
     Closed,
+    /// No whole packet came for so long, or no more than NOPs, or nothing could be sent.
+    #[error("no answer within {} s", .0.as_secs())]
+    Silent(Duration),
     /// Data came that was not asked for, or with a wrong sum.
     #[error("wrong answer: {0}")]
     Wrong(&'static str),
@@ -41,10 +45,25 @@ impl From<crate::proto::Malformed> for ClientError {
     }
 }
 
+/// A server that waits for its devices keeps the connection alive by NOPs; not for ever.
+pub const NOPS_ALONE: u32 = 12;
+
+impl ClientError {
+    /// Whether what came was no MooseFS: this peer will not do better on another connection.
+    pub fn breaks_protocol(&self) -> bool {
+        matches!(
+            self,
+            ClientError::Wire(WireError::Malformed(_) | WireError::Unexpected(_))
+                | ClientError::Wrong(_)
+        )
+    }
+}
+
 /// One connection to a server.
 pub struct Client<S> {
     wire: Wire<S>,
     nops: u64,
+    patience: Option<(Rt, Duration)>,
 }
 
 impl<S: Transport> Client<S> {
@@ -53,6 +72,16 @@ impl<S: Transport> Client<S> {
         Client {
             wire: Wire::new(io, pool),
             nops: 0,
+            patience: None,
+        }
+    }
+
+    /// The same with a bound on silence: every packet, a NOP too, and every sending comes to its end
+    /// within this time, and NOPs alone are believed for [`NOPS_ALONE`] times as long.
+    pub fn with_patience(self, rt: &Rt, patience: Duration) -> Client<S> {
+        Client {
+            patience: Some((rt.clone(), patience)),
+            ..self
         }
     }
 
@@ -68,23 +97,33 @@ impl<S: Transport> Client<S> {
 
     /// Sends what is queued and waits for the next packet that is no NOP.
     pub async fn next(&mut self) -> Result<Frame, ClientError> {
-        let Client { wire, nops } = self;
-        let frame = poll_fn(|cx| {
-            if let Poll::Ready(Err(e)) = wire.poll_flush(cx) {
-                // What the server still had to say comes first.
-                if !matches!(wire.poll_frame(cx), Poll::Ready(Ok(Some(_)))) {
-                    return Poll::Ready(Err(WireError::from(e)));
+        let Some((rt, patience)) = self.patience.clone() else {
+            return self.next_real().await;
+        };
+        let longest = patience * NOPS_ALONE;
+        match rt.by(rt.now() + longest, self.next_real()).await {
+            Ok(frame) => frame,
+            Err(_) => Err(ClientError::Silent(longest)),
+        }
+    }
+
+    async fn next_real(&mut self) -> Result<Frame, ClientError> {
+        loop {
+            let wire = &mut self.wire;
+            let packet = poll_fn(|cx| {
+                if let Poll::Ready(Err(e)) = wire.poll_flush(cx) {
+                    // What the server still had to say comes first.
+                    if !matches!(wire.poll_frame(cx), Poll::Ready(Ok(Some(_)))) {
+                        return Poll::Ready(Err(WireError::from(e)));
+                    }
                 }
+                wire.poll_frame(cx)
+            });
+            match patiently(&self.patience, packet).await? {
+                Some(frame) if frame.kind == kind::NOP => self.nops += 1,
+                frame => return frame.ok_or(ClientError::Closed),
             }
-            loop {
-                match wire.poll_frame(cx) {
-                    Poll::Ready(Ok(Some(frame))) if frame.kind == kind::NOP => *nops += 1,
-                    other => return other,
-                }
-            }
-        })
-        .await?;
-        frame.ok_or(ClientError::Closed)
+        }
     }
 
     /// Asks an information packet and gives the answer's payload; `kind` is the answer's.
@@ -231,10 +270,21 @@ impl<S: Transport> Client<S> {
             &WriteFinish { id, version },
         ));
         let wire = &mut self.wire;
-        poll_fn(|cx| wire.poll_flush(cx))
-            .await
-            .map_err(WireError::from)?;
-        Ok(())
+        let sent = poll_fn(|cx| wire.poll_flush(cx).map_err(WireError::from));
+        patiently(&self.patience, sent).await
+    }
+}
+
+async fn patiently<T>(
+    patience: &Option<(Rt, Duration)>,
+    step: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, ClientError> {
+    match patience {
+        None => Ok(step.await?),
+        Some((rt, patience)) => match rt.by(rt.now() + *patience, step).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(ClientError::Silent(*patience)),
+        },
     }
 }
 

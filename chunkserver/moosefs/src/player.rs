@@ -13,7 +13,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{interval, Interval, MissedTickBehavior};
+use tokio::time::{interval, timeout, Interval, MissedTickBehavior};
+
+/// Who connects registers within this; the next in the queue may be the server waited for.
+const REGISTRATION: Duration = Duration::from_secs(10);
+/// A server answers an order within this; it may have to wait for its devices.
+const ORDER: Duration = Duration::from_secs(30);
 
 /// How the played master presents itself.
 #[derive(Clone, Debug)]
@@ -69,9 +74,10 @@ impl Player {
         loop {
             let (stream, peer) = self.listener.accept().await?;
             stream.set_nodelay(true)?;
-            match self.register(stream, peer).await {
-                Ok(registered) => return Ok(registered),
-                Err(error) => tracing::debug!(%peer, %error, "registration failed"),
+            match timeout(REGISTRATION, self.register(stream, peer)).await {
+                Ok(Ok(registered)) => return Ok(registered),
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "registration failed"),
+                Err(late) => tracing::debug!(%peer, %late, "registration failed"),
             }
         }
     }
@@ -205,7 +211,12 @@ impl Registered {
     }
 
     async fn must(&mut self, command: Command) -> io::Result<()> {
-        match self.order(command).await? {
+        let answer = timeout(ORDER, self.order(command)).await.map_err(|_| {
+            let (peer, limit) = (self.data_port, ORDER.as_secs());
+            let text = format!("{peer} did not answer {command:?} within {limit} s");
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        })?;
+        match answer? {
             status::OK => Ok(()),
             status => Err(io::Error::other(format!(
                 "the server answered {command:?} with status {status} ({})",

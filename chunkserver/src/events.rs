@@ -7,18 +7,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
+use moosefs::repeats::{LeftOut, Repeats};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Clock;
 
 /// How many events are kept.
 pub const EVENTS_KEPT: usize = 256;
-/// A (kind, object) is logged no more often.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// Objects whose log rate is remembered; beyond it the oldest is forgotten.
-const RATES_MAX: usize = 1024;
 
 /// How much an event matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -118,17 +114,10 @@ pub struct Event {
     pub text: String,
 }
 
-/// When a (kind, object) was logged last, and how many lines were left out since.
-#[derive(Debug, Clone, Copy)]
-struct Rate {
-    last: Duration,
-    suppressed: u64,
-}
-
 #[derive(Debug, Default)]
 struct Ring {
     events: VecDeque<Event>,
-    rates: BTreeMap<(EventKind, String), Rate>,
+    logged: Repeats<(EventKind, String)>,
     counts: BTreeMap<EventKind, u64>,
 }
 
@@ -176,10 +165,10 @@ impl EventLog {
                 text: text.clone(),
             };
             ring.events.push_back(event);
-            ring.may_log(kind, object, now)
+            ring.logged.may_log(&(kind, object.to_owned()), now)
         };
-        if let Some(suppressed) = logged {
-            log(level, kind, object, &text, suppressed);
+        if let Some(more) = logged {
+            log(level, kind, object, &text, more);
         }
     }
 
@@ -194,49 +183,8 @@ impl EventLog {
     }
 }
 
-impl Ring {
-    /// `Some(lines left out since the last)` if the event may be logged.
-    fn may_log(&mut self, kind: EventKind, object: &str, now: Duration) -> Option<u64> {
-        let key = (kind, object.to_owned());
-        if let Some(rate) = self.rates.get_mut(&key) {
-            if now.saturating_sub(rate.last) < LOG_INTERVAL {
-                rate.suppressed += 1;
-                return None;
-            }
-            let suppressed = rate.suppressed;
-            *rate = Rate {
-                last: now,
-                suppressed: 0,
-            };
-            return Some(suppressed);
-        }
-        if self.rates.len() >= RATES_MAX {
-            let oldest = self
-                .rates
-                .iter()
-                .min_by_key(|(_, r)| r.last)
-                .map(|(k, _)| k.clone());
-            if let Some(oldest) = oldest {
-                self.rates.remove(&oldest);
-            }
-        }
-        self.rates.insert(
-            key,
-            Rate {
-                last: now,
-                suppressed: 0,
-            },
-        );
-        Some(0)
-    }
-}
-
-fn log(level: Level, kind: EventKind, object: &str, text: &str, suppressed: u64) {
+fn log(level: Level, kind: EventKind, object: &str, text: &str, more: LeftOut) {
     let event = kind.name();
-    let more = match suppressed {
-        0 => String::new(),
-        n => format!(" ({n} more like this in between)"),
-    };
     match level {
         Level::Info => tracing::info!(target: "antler", event, object, "{text}{more}"),
         Level::Warn => tracing::warn!(target: "antler", event, object, "{text}{more}"),
@@ -249,6 +197,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     fn at(ms: &Arc<AtomicU64>) -> EventLog {
         let ms = ms.clone();
@@ -281,22 +230,5 @@ mod tests {
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.name());
         }
         assert_eq!(log.counts()[&EventKind::PathFailed], 261);
-    }
-
-    #[test]
-    fn one_line_a_second_per_kind_and_object() {
-        let mut ring = Ring::default();
-        let ms = Duration::from_millis;
-        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(0)), Some(0));
-        assert_eq!(ring.may_log(EventKind::PathFailed, "b", ms(1)), Some(0));
-        assert_eq!(ring.may_log(EventKind::PathReinstated, "a", ms(2)), Some(0));
-        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(500)), None);
-        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(999)), None);
-        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(1000)), Some(2));
-        assert_eq!(ring.may_log(EventKind::PathFailed, "a", ms(2000)), Some(0));
-        for i in 0..2 * RATES_MAX {
-            ring.may_log(EventKind::LegLate, &i.to_string(), ms(3000 + i as u64));
-        }
-        assert!(ring.rates.len() <= RATES_MAX);
     }
 }

@@ -20,6 +20,7 @@ pub mod mem;
 pub mod net;
 pub mod player;
 pub mod proto;
+pub mod repeats;
 pub mod replicate;
 pub mod serve;
 pub mod wire;

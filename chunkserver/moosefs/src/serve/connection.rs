@@ -5,7 +5,7 @@
 //! request (clients of 3.x give up after 2 s of silence), 1.5 to 2 s when idle. A peer silent for
 //! 5 s is closed; a beat that is late itself proves our own stall, and lengthens that time.
 
-use super::{info, read, write, Server};
+use super::{info, read, write, Complaint, Server};
 use crate::proto::client::{Read, Write};
 use crate::proto::info::Question;
 use crate::proto::{kind, master::NOP};
@@ -144,7 +144,9 @@ pub(super) async fn run<S: Transport>(server: &Rc<Server>, io: S, peer: &str) {
         Ok(()) => {}
         Err(error @ (WireError::Malformed(_) | WireError::Unexpected(_))) => {
             server.stats.malformed.set(server.stats.malformed.get() + 1);
-            tracing::warn!(peer, %error, "connection closed: the peer broke the protocol");
+            if let Some(more) = server.may_log(Complaint::Malformed, peer) {
+                tracing::warn!(peer, %error, "connection closed: the peer broke the protocol{more}");
+            }
         }
         Err(error) => tracing::debug!(peer, %error, "connection closed"),
     }

@@ -22,18 +22,17 @@ pub use stats::{Meter, Operation, ServeStats};
 
 use crate::master::Handle;
 use crate::proto::{Version, CLAIMED_VERSION};
+use crate::repeats::{LeftOut, Repeats};
 use crate::wire::Transport;
 use blockdev::{Instant, Pool, Rt};
 use chunk_api::Chunks;
 use next::NextPool;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::Duration;
 
-/// Connections served at a time; more are closed at once, with one log line a second at most.
+/// Connections served at a time; more are closed at once, with one log line a second and address at most.
 pub const CONNECTIONS_MAX: u32 = 8192;
-const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the data port tells about the node and where its parts are.
 pub struct ServeConfig {
@@ -64,8 +63,18 @@ pub struct Server {
     next: NextPool,
     stats: Rc<ServeStats>,
     stopping: Cell<bool>,
-    /// When a connection turned away was last logged.
-    full_logged: Cell<Option<Instant>>,
+    began: Instant,
+    /// What was logged of whom, by address: a hostile neighbour must not fill the journal.
+    logged: RefCell<Repeats<(Complaint, String)>>,
+}
+
+/// What is logged of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Complaint {
+    /// It broke the protocol.
+    Malformed,
+    /// It came when all connections were taken.
+    Full,
 }
 
 impl Server {
@@ -80,12 +89,13 @@ impl Server {
         Rc::new(Server {
             next: NextPool::new(rt.clone(), pool.clone(), connector),
             chunks,
+            began: rt.now(),
             rt,
             pool,
             config,
             stats: Rc::default(),
             stopping: Cell::new(false),
-            full_logged: Cell::new(None),
+            logged: RefCell::default(),
         })
     }
 
@@ -115,17 +125,23 @@ impl Server {
 
     fn turn_away(&self, peer: &str) {
         self.stats.turned_away.set(self.stats.turned_away.get() + 1);
-        let now = self.rt.now();
-        let recent = |at: Instant| now - at < LOG_PAUSE;
-        if !self.full_logged.get().is_some_and(recent) {
-            self.full_logged.set(Some(now));
+        if let Some(more) = self.may_log(Complaint::Full, peer) {
             let turned_away = self.stats.turned_away.get();
             tracing::warn!(
                 peer,
                 turned_away,
-                "connection closed: {CONNECTIONS_MAX} are open"
+                "connection closed: {CONNECTIONS_MAX} are open{more}"
             );
         }
+    }
+
+    /// Whether a complaint about a peer (`ADDRESS:PORT`) may be logged. Its port changes with every connection.
+    fn may_log(&self, what: Complaint, peer: &str) -> Option<LeftOut> {
+        let address = peer.rsplit_once(':').map_or(peer, |(address, _)| address);
+        let now = self.rt.now().since(self.began);
+        self.logged
+            .borrow_mut()
+            .may_log(&(what, address.to_owned()), now)
     }
 
     /// No new connection and no new request from now on; running ones go on. Connections close

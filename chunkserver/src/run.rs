@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Parser;
@@ -155,15 +155,23 @@ impl Runner<'_> {
 
     /// Prints a result, as JSON or as text.
     fn show<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Outcome {
-        let out = if self.cli.json {
-            let json = serde_json::to_string(value)
-                .map_err(|e| Failure::problem(format!("the result cannot be written: {e}")))?;
-            json + "\n"
-        } else {
-            text(value)
-        };
+        let out = self.worded(value, text)?;
         self.shown.set(true);
         print(&out).map(|()| ExitStatus::Done)
+    }
+
+    /// What is printed of it.
+    fn worded<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<String, Failure> {
+        if !self.cli.json {
+            return Ok(text(value));
+        }
+        let json = serde_json::to_string(value)
+            .map_err(|e| Failure::problem(format!("the result cannot be written: {e}")))?;
+        Ok(json + "\n")
     }
 
     /// The configuration with its warnings unsaid; errors end the command with status 2.
@@ -422,14 +430,24 @@ impl Runner<'_> {
     fn watch(&self) -> Outcome {
         let socket = self.config()?.admin.socket;
         let mut client = Client::connect(&socket)?;
+        let on_terminal = std::io::stdout().is_terminal();
         loop {
             let status: Status = client.ask(&Request::Status {})?;
-            if self.cli.json {
-                self.show(&status, |_| String::new())?;
-            } else {
+            let page = self.worded(&status, render::status::page)?;
+            self.shown.set(true);
+            let shown = if on_terminal && !self.cli.json {
                 // Home, then what is new, then clear what is left of the old page: no flicker.
-                let page = render::status::page(&status).replace('\n', "\x1b[K\n");
-                print(&format!("\x1b[H{page}\x1b[J"))?;
+                let page = page.replace('\n', "\x1b[K\n");
+                write_out(&format!("\x1b[H{page}\x1b[J"))
+            } else {
+                write_out(&page)
+            };
+            match shown {
+                // Nobody reads any more.
+                Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => {
+                    return Ok(ExitStatus::Done);
+                }
+                shown => shown.map_err(not_written)?,
             }
             std::thread::sleep(WATCH_INTERVAL);
         }
@@ -542,11 +560,17 @@ fn accept_aloud(loaded: Loaded) -> Result<Config, Failure> {
 
 /// A reader that has seen enough (`| head`) is no error.
 fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::problem(format!("standard output: {e}")))
-        }
+    match write_out(text) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(not_written(e)),
         _ => Ok(()),
     }
+}
+
+fn write_out(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+fn not_written(error: std::io::Error) -> Failure {
+    Failure::problem(format!("standard output: {error}"))
 }

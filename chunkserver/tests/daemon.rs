@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chunkserver::admin::client::Client;
+use chunkserver::admin::server::CONNECTIONS_MAX as CONNECTIONS;
 use chunkserver::admin::{Answer, Ids, LegName, Request, VolumeName};
 use chunkserver::config::{self, Environment};
 use chunkserver::control::{Command, Metrics, ShardPort, Snapshot};
@@ -201,6 +202,46 @@ fn garbage_is_answered_and_ends_nothing() {
         .unwrap()
         .ask::<Status>(&Request::Status {})
         .is_ok());
+}
+
+#[test]
+fn silent_connections_keep_nobody_out() {
+    let node = Node::start("idle");
+    let connect = || UnixStream::connect(node.socket()).unwrap();
+    let mut silent: Vec<UnixStream> = (0..10 * CONNECTIONS).map(|_| connect()).collect();
+    let status: Status = Client::connect(&node.socket())
+        .unwrap()
+        .ask(&Request::Status {})
+        .unwrap();
+    assert_eq!(status.pid, std::process::id());
+    // The oldest were sent away for it, by an end of stream and nothing else.
+    let mut nothing = Vec::new();
+    silent[0].read_to_end(&mut nothing).unwrap();
+    assert_eq!(nothing, b"");
+}
+
+#[test]
+fn watching_ends_with_its_reader_and_is_plain_text_in_a_pipe() {
+    let node = Node::start("watch");
+    let config = node.dir.join("antler.toml");
+    std::fs::write(&config, "[admin]\nsocket = \"run/admin.sock\"\n").unwrap();
+    let mut watching = std::process::Command::new(env!("CARGO_BIN_EXE_antler"))
+        .arg("-c")
+        .arg(&config)
+        .args(["status", "--watch"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 64];
+    let mut out = watching.stdout.take().unwrap();
+    out.read_exact(&mut first).unwrap();
+    assert!(
+        !first.contains(&0x1b),
+        "{}",
+        String::from_utf8_lossy(&first)
+    );
+    drop(out);
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
 }
 
 #[test]

@@ -7,6 +7,7 @@
 //! [`ANSWER_DEADLINE`].
 
 pub mod client;
+mod door;
 pub mod server;
 
 use std::time::Duration;

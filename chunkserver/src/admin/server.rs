@@ -12,15 +12,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
+use super::door::Door;
 use super::{parse_request, Reply, Request, REQUEST_BYTES_MAX};
 use crate::control::Plane;
 use crate::dying::{self, Try};
 use crate::exit::Failure;
 
-/// Connections served at a time; others wait in the backlog.
-const CONNECTIONS_MAX: usize = 16;
+/// Connections served at a time; one more ends the one that has been idle longest.
+pub const CONNECTIONS_MAX: usize = 16;
 /// A client that says nothing is sent away.
 const IDLE: Duration = Duration::from_secs(60);
 /// Pause after a failed accept (no file descriptors left).
@@ -79,18 +79,16 @@ impl AdminSocket {
                 return;
             }
         };
-        let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let door = Door::new(CONNECTIONS_MAX);
         loop {
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                return;
-            };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    let plane = plane.clone();
+                    let place = door.enter().await;
+                    let (plane, door) = (plane.clone(), door.clone());
                     tokio::spawn(async move {
                         // A peer that hangs up is no event.
-                        let _ = converse(stream, plane).await;
-                        drop(slot);
+                        let _ = converse(stream, plane, &door).await;
+                        drop(place);
                     });
                 }
                 Err(e) => {
@@ -109,7 +107,7 @@ impl Drop for AdminSocket {
 }
 
 /// Answers one connection's requests in turn.
-async fn converse(stream: UnixStream, plane: Arc<Plane>) -> io::Result<()> {
+async fn converse(stream: UnixStream, plane: Arc<Plane>, door: &Door) -> io::Result<()> {
     let uid = stream.peer_cred()?.uid();
     let may_change = uid == 0 || uid == nix::unistd::geteuid().as_raw();
     let (read, mut write) = stream.into_split();
@@ -119,10 +117,11 @@ async fn converse(stream: UnixStream, plane: Arc<Plane>) -> io::Result<()> {
         line.clear();
         let limit = REQUEST_BYTES_MAX as u64 + 1;
         let mut limited = (&mut read).take(limit);
-        match tokio::time::timeout(IDLE, limited.read_until(b'\n', &mut line)).await {
-            Err(_) | Ok(Ok(0)) => return Ok(()),
-            Ok(Err(e)) => return Err(e),
-            Ok(Ok(_)) => {}
+        let request = tokio::time::timeout(IDLE, limited.read_until(b'\n', &mut line));
+        match door.idle(request).await {
+            None | Some(Err(_) | Ok(Ok(0))) => return Ok(()),
+            Some(Ok(Err(e))) => return Err(e),
+            Some(Ok(Ok(_))) => {}
         }
         let too_long = line.len() > REQUEST_BYTES_MAX;
         let reply = if too_long {

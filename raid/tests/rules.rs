@@ -155,7 +155,9 @@ fn raid_readd_fenced_a_late_leg_is_readded_by_bitmap_after_a_fence() {
     assert!(bench.legs[1].fences.get() > fences, "raid.readd-fenced");
     assert_eq!(bench.on_leg(1, 8), 3);
     let last = array.snapshot().last_sync.expect("a re-add");
-    assert!(last.bitmap && last.done);
+    assert!(last.bitmap && last.done && last.copied_bytes > 0);
+    // Nothing is lost between two looks: the count outlives the copy.
+    assert_eq!(array.snapshot().copied_bytes["sto2"], last.copied_bytes);
     assert!(told(&array, "leg_readded vol1 sto2"));
     bench.run(10_000);
     let events = [0, 1].map(|n| bench.superblock(n).expect("superblock").events);

@@ -27,8 +27,8 @@ pub(crate) struct LegSlot {
     pub(crate) attached: Cell<bool>,
     /// Since when the array does without it.
     pub(crate) out_since: Cell<Option<Instant>>,
-    pub(crate) copied: Cell<u64>,
-    pub(crate) copying: Cell<u64>,
+    /// Bytes copied onto it: by arrays that ended, and by the one that runs or ran last.
+    copied: Cell<(u64, u64)>,
     /// The WWID that an alias was looked for, and the alias.
     pub(crate) alias: RefCell<(String, Option<String>)>,
 }
@@ -45,10 +45,22 @@ impl LegSlot {
             opening: Cell::new(false),
             attached: Cell::new(false),
             out_since: Cell::new(None),
-            copied: Cell::new(0),
-            copying: Cell::new(0),
+            copied: Cell::default(),
             alias: RefCell::default(),
         })
+    }
+
+    /// Bytes that copies have written to it since the start; `now` is the running array's count, which
+    /// begins anew with each array.
+    pub(crate) fn copied_in_all(&self, now: Option<u64>) -> u64 {
+        let (ended, last) = self.copied.get();
+        let copied = match now {
+            None => (ended, last),
+            Some(now) if now < last => (ended + last, now),
+            Some(now) => (ended, now),
+        };
+        self.copied.set(copied);
+        copied.0 + copied.1
     }
 
     pub(crate) fn leg(&self) -> Option<Leg> {
@@ -128,5 +140,31 @@ impl LegSlot {
             tracing::warn!("volume {volume}: {text}");
             *problem = Some(text);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DeviceKind, LocalDevice};
+
+    #[test]
+    fn bytes_copied_never_fall() {
+        let slot = LegSlot::new(
+            &Device {
+                name: "d1".to_owned(),
+                kind: DeviceKind::Local(LocalDevice {
+                    path: "/nowhere".into(),
+                    size_bytes: None,
+                }),
+                wwid: None,
+                allow_duplicate_wwid: false,
+            },
+            false,
+        );
+        // An array that copies, none, one that begins anew.
+        let told = [Some(0), Some(40), Some(50), None, Some(0), Some(7), None];
+        let counted: Vec<u64> = told.into_iter().map(|n| slot.copied_in_all(n)).collect();
+        assert_eq!(counted, [0, 40, 50, 50, 50, 57, 57]);
     }
 }

@@ -715,7 +715,6 @@ impl VolumeLife {
 
     /// Adds its counters to the metrics.
     pub(crate) fn measure(&self, array: Option<&ArraySnapshot>, metrics: &mut Metrics) {
-        let running = array.and_then(|array| array.sync.as_ref());
         for slot in &self.legs {
             if let Some((_, metered)) = &*slot.leg.borrow() {
                 for (operation, histogram) in metered.histograms() {
@@ -723,18 +722,10 @@ impl VolumeLife {
                     metrics.device_latency.insert(key, histogram);
                 }
             }
-            // A copy's counter begins anew with each copy; the metric never falls.
-            let now = running
-                .filter(|s| s.leg == slot.device.name)
-                .map_or(0, |s| s.copied_bytes);
-            let before = slot.copying.replace(now);
-            if now < before {
-                slot.copied.set(slot.copied.get() + before);
-            }
+            let copied = array.map(|array| array.copied_bytes.get(&slot.device.name));
+            let copied = slot.copied_in_all(copied.map(|bytes| bytes.copied().unwrap_or(0)));
             let key = (self.config.name.clone(), slot.device.name.clone());
-            metrics
-                .sync_copied_bytes
-                .insert(key, slot.copied.get() + now);
+            metrics.sync_copied_bytes.insert(key, copied);
         }
     }
 }

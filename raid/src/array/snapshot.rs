@@ -3,6 +3,7 @@
 use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use crate::uuid::Uuid;
 use blockdev::Instant;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One array; field by field what the JSON of `antler arrays` holds.
@@ -32,6 +33,8 @@ pub struct ArraySnapshot {
     pub sync: Option<SyncSnapshot>,
     /// The one that ran last.
     pub last_sync: Option<LastSync>,
+    /// Bytes that all copies since the array was started have written to each leg, by its name.
+    pub copied_bytes: BTreeMap<String, u64>,
     /// Why it failed, if so.
     pub failure: Option<String>,
     /// When this was taken, for rates.
@@ -154,6 +157,7 @@ impl Array {
                 .collect(),
             sync: sync.now.clone().or(sync.replace.clone()),
             last_sync: sync.last.clone(),
+            copied_bytes: sync.copied.clone(),
             failure: self.failed.borrow().clone(),
             now: self.rt.now(),
             unflushed_bytes: unflushed.unwrap_or(0),

@@ -17,6 +17,7 @@ use blockdev::{
     mutation, Allocation, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector, Verdict,
     SECTOR_BYTES,
 };
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
@@ -44,6 +45,8 @@ pub(super) struct Progress {
     /// The filling of a replacement, which waits while anything else is copied.
     pub(super) replace: Option<SyncSnapshot>,
     pub(super) last: Option<LastSync>,
+    /// Bytes that all copies have written to each leg, by its name.
+    pub(super) copied: BTreeMap<String, u64>,
     pub(super) full: bool,
     resyncing: bool,
 }
@@ -596,9 +599,13 @@ impl Array {
     }
 
     fn count_copied(&self, leg: &Leg, bytes: u64) {
-        if let Some(now) = self.sync.borrow_mut().of(leg.index) {
-            now.copied_bytes += bytes;
-        }
+        let mut sync = self.sync.borrow_mut();
+        let Some(now) = sync.of(leg.index) else {
+            return;
+        };
+        now.copied_bytes += bytes;
+        let name = now.leg.clone();
+        *sync.copied.entry(name).or_default() += bytes;
     }
 
     fn end_progress(&self, leg: &Leg) -> u64 {

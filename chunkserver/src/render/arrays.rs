@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{bytes, clean, or_dash, span, Table};
-use crate::model::{Array, Arrays, LegState};
+use crate::model::{Array, Arrays, Leg, LegState};
 
 /// Every array, as mdadm shows one.
 pub fn detail(arrays: &Arrays) -> String {
@@ -28,20 +28,23 @@ fn one(a: &Array) -> String {
         format!("{} sectors", a.data_offset_bytes / 512),
     );
     line("Raid Devices", raid_devices.to_string());
-    line("Total Devices", a.legs.len().to_string());
+    // As mdadm counts: a device that is not there is failed where a slot misses it, and nothing otherwise.
+    let absent = |l: &&Leg| l.state == LegState::Missing && l.slot.is_none();
+    let total = a.legs.len() - a.legs.iter().filter(absent).count();
+    let is_failed = |l: &&Leg| match l.state {
+        LegState::Faulty => true,
+        LegState::Missing => l.slot.is_some(),
+        _ => false,
+    };
+    let failed = a.legs.iter().filter(is_failed).count();
+    line("Total Devices", total.to_string());
     line("State", state(a));
     line(
         "Active Devices",
         count(&|s| s == LegState::InSync).to_string(),
     );
-    line(
-        "Working Devices",
-        count(&|s| !matches!(s, LegState::Faulty | LegState::Missing)).to_string(),
-    );
-    line(
-        "Failed Devices",
-        count(&|s| matches!(s, LegState::Faulty | LegState::Missing)).to_string(),
-    );
+    line("Working Devices", (total - failed).to_string());
+    line("Failed Devices", failed.to_string());
     line(
         "Spare Devices",
         count(&|s| s == LegState::Spare).to_string(),
@@ -172,6 +175,21 @@ fn size(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_missing_spare_is_no_failed_device() {
+        let mut array = crate::samples::busy().0.arrays.remove(0);
+        let counted = |array: &Array, line: &str| one(array).contains(line);
+        let total = array.legs.len();
+        let mut spare = array.legs[0].clone();
+        (spare.slot, spare.state) = (None, LegState::Missing);
+        array.legs.push(spare);
+        assert!(counted(&array, &format!("Total Devices : {total}\n")));
+        assert!(counted(&array, &format!("Working Devices : {total}\n")));
+        assert!(counted(&array, "Failed Devices : 0\n"));
+        array.legs[1].state = LegState::Missing;
+        assert!(counted(&array, "Failed Devices : 1\n"));
+    }
 
     #[test]
     fn as_mdadm_prints_it() {

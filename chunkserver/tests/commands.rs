@@ -211,6 +211,17 @@ fn mirror(devices: &[&str], legs: &[&str]) -> String {
 }
 
 #[test]
+fn create_makes_the_file_of_a_spare_and_leaves_it_blank() {
+    let config = mirror(&["d1", "d2", "d3"], &["d1", "d2"]) + "spares = [\"d3\"]\n";
+    let site = Site::new("spare", &config);
+    let out = site.antler(&["volume", "create", "vol1", "--no-mirror-sync"]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let spare = std::fs::read(site.dir.join("d3.img")).unwrap();
+    assert_eq!(spare.len(), 64 << 20);
+    assert!(spare.iter().all(|&byte| byte == 0));
+}
+
+#[test]
 fn offline_commands_name_what_a_device_holds_and_the_way_out() {
     use std::os::unix::fs::FileExt;
     let devices = ["d1", "d2", "d3"];

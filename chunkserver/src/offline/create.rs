@@ -8,8 +8,8 @@ use raid::probe::{examine, Found, Member};
 use raid::Uuid;
 
 use super::{lock, on_shard, open_array, Legs, Progress};
-use crate::assemble::{Base, Leg};
-use crate::config::{Config, Volume};
+use crate::assemble::{Base, Leg, Opening};
+use crate::config::{Config, DeviceKind, Volume};
 use crate::exit::Failure;
 use crate::names;
 use crate::node::data_path::DataPath;
@@ -26,11 +26,30 @@ pub fn create(
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
+        make_spares(&base, config, volume).await?;
         let legs = Legs::open(&base, config, volume, true).await;
         let made = format(&base, config, volume, &legs, force, mirror_sync, &data_path).await;
         legs.close().await;
         made
     })
+}
+
+/// Makes the files of spares that are not there yet. They stay blank: what makes a spare a leg is its filling.
+async fn make_spares(base: &Base, config: &Config, volume: &Volume) -> Result<(), Failure> {
+    for name in &volume.spares {
+        let device = names::device(config, name)?;
+        let DeviceKind::Local(local) = &device.kind else {
+            continue;
+        };
+        if local.size_bytes.is_some() && !local.path.exists() {
+            let how = Opening {
+                create: true,
+                ..Opening::default()
+            };
+            Leg::open(base, device, how).await?.close().await;
+        }
+    }
+    Ok(())
 }
 
 async fn format(

@@ -479,6 +479,9 @@ impl Builder<'_> {
                 );
                 continue;
             }
+            if section.is_given("mirror") && section.get("mirror").is_none() {
+                continue;
+            }
             let (legs, spares) = (section.texts("mirror"), section.texts("spares"));
             if !(1..=2).contains(&legs.len()) {
                 let text = format!(
@@ -556,8 +559,11 @@ impl Builder<'_> {
                 );
                 continue;
             }
-            let is_local = section.get("path").is_some();
-            let is_iscsi = section.get("portals").is_some() || section.get("target").is_some();
+            let is_local = section.is_given("path");
+            let is_iscsi = section.is_given("portals") || section.is_given("target");
+            if is_local && section.get("path").is_none() {
+                continue;
+            }
             let kind = match (is_local, is_iscsi) {
                 (true, true) => {
                     let text = format!("device {name:?} has both path and portals or target: it is one or the other");
@@ -652,7 +658,7 @@ impl Builder<'_> {
 
     fn remote(&mut self, s: &Sections, section: &Section, name: &str, single: bool) -> DeviceKind {
         let portals = self.portals(section, name);
-        if section.get("target").is_none() {
+        if !section.is_given("target") {
             self.errors.push(
                 section.problem("name", format!("device {name:?} has portals but no target")),
             );
@@ -730,11 +736,12 @@ impl Builder<'_> {
                     .push(section.problem("portals", format!("portals: {e}"))),
             }
         }
-        if portals.is_empty()
-            && section
-                .get("portals")
-                .is_none_or(|v| *v == Value::List(Vec::new()))
-        {
+        // What was given and is wrong has been named.
+        let none_given = match section.get("portals") {
+            Some(value) => *value == Value::List(Vec::new()),
+            None => !section.is_given("portals"),
+        };
+        if none_given {
             let key = if section.get("portals").is_some() {
                 "portals"
             } else {

@@ -76,11 +76,20 @@ pub(crate) fn parse_toml(text: &str) -> (Vec<Entry>, Vec<SyntaxError>) {
         .iter()
         .map(|e| SyntaxError {
             line: lines.at(e.span().map_or(text.len(), |s| s.start)),
-            text: e.message().lines().collect::<Vec<_>>().join(", "),
+            text: described(e, text),
         })
         .collect();
     errors.sort_by_key(|e| e.line);
     (table(document.get_ref(), &lines), errors)
+}
+
+/// The parser's words, and the name where it leaves out which key it means.
+fn described(error: &toml::de::Error, text: &str) -> String {
+    let words = error.message().lines().collect::<Vec<_>>().join(", ");
+    match error.span().and_then(|span| text.get(span)) {
+        Some(key) if words == "duplicate key" => format!("{words} {key}"),
+        _ => words,
+    }
 }
 
 fn table(table: &DeTable<'_>, lines: &Lines) -> Vec<Entry> {
@@ -174,6 +183,9 @@ mod tests {
         };
         assert_eq!((d[0].key.as_str(), d[0].line), ("e", 8));
 
+        let (_, errors) = parse_toml("[d]\nname = 1\nname = 2\n[d]\n");
+        let told: Vec<_> = errors.iter().map(|e| (e.line, e.text.as_str())).collect();
+        assert_eq!(told, [(3, "duplicate key name"), (4, "duplicate key d")]);
         let (_, errors) = parse_toml("a = 1\nb = \n[c\n");
         assert_eq!(
             errors.iter().map(|e| e.line).collect::<Vec<_>>(),

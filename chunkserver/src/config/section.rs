@@ -4,7 +4,7 @@
 //! override ([`Section::get`] with a parent). Asking for a key that the schema lacks is a mistake of ours and
 //! panics.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::origin::{Origin, Problem, Setting};
@@ -18,6 +18,8 @@ pub(crate) struct Section {
     /// `chunkserver`, `device.sto1`.
     pub(crate) name: String,
     values: BTreeMap<&'static str, (Value, Origin)>,
+    /// Keys whose value was no good, and was complained of.
+    refused: BTreeSet<&'static str>,
 }
 
 impl Section {
@@ -25,6 +27,7 @@ impl Section {
         Section {
             name: name.to_owned(),
             values: BTreeMap::new(),
+            refused: BTreeSet::new(),
         }
     }
 
@@ -41,6 +44,7 @@ impl Section {
                 Ok(())
             }
             Err(text) => {
+                self.refused.insert(key.name);
                 let key_name = format!("{}.{}", self.name, key.name);
                 Err(Problem {
                     text: format!("{key_name}: {text}"),
@@ -95,6 +99,11 @@ impl Section {
         self.values
             .get(key)
             .is_some_and(|(_, o)| *o != Origin::Default)
+    }
+
+    /// Whether the key was given a value, be it a wrong one: a complaint that it is missing would mislead.
+    pub(crate) fn is_given(&self, key: &str) -> bool {
+        self.values.contains_key(key) || self.refused.contains(key)
     }
 
     /// The key's value, if any.

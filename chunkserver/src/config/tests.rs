@@ -242,6 +242,20 @@ fn every_error_names_its_line_and_the_way_out() {
             "antler.toml:8: device.b.target: \"disk\" is no iSCSI name (iqn.YYYY-MM.DOMAIN:NAME, eui.… or naa.…)",
         ),
         (
+            with("[[device]]\nname = \"b\"\nportals = []\ntarget = \"iqn.2024-12.a:b\"\n"),
+            "antler.toml:7: device \"b\" has no portals",
+        ),
+        (
+            with("[[device]]\nname = \"b\"\nportals = [5, true]\ntarget = \"iqn.2024-12.a:b\"\n"),
+            "antler.toml:7: device.b.portals: \
+             entry 1: expected \"ADDRESS:PORT\" or { address, source }, found a number; \
+             entry 2: expected \"ADDRESS:PORT\" or { address, source }, found a boolean",
+        ),
+        (
+            with("[[device]]\nname = \"b\"\npath = 5\n"),
+            "antler.toml:7: device.b.path: expected a string, found a number",
+        ),
+        (
             with("[[volume]]\nname = \"v\"\nmirror = [\"a\", \"sto9\"]\n"),
             "antler.toml:7: volume \"v\": there is no [[device]] named \"sto9\"",
         ),
@@ -265,6 +279,25 @@ fn every_error_names_its_line_and_the_way_out() {
     ] {
         let got = errors(&text);
         assert!(got.iter().any(|g| g == want), "for\n{text}\nwanted {want}\ngot    {got:#?}");
+    }
+}
+
+#[test]
+fn a_wrong_value_is_not_called_missing_as_well() {
+    let unit = |portals: &str, target: &str| {
+        format!("[[device]]\nname = \"b\"\nportals = {portals}\ntarget = {target}\n")
+    };
+    for text in [
+        unit("\"10.0.0.1\"", "\"disk\""),
+        unit("[]", "\"iqn.2024-12.a:b\""),
+        unit("[true]", "\"iqn.2024-12.a:b\""),
+        unit("\"10.0.0\"", "\"iqn.2024-12.a:b\""),
+        "[[device]]\nname = \"b\"\npath = 5\n".to_owned(),
+        "[[device]]\nname = \"b\"\npath = \"/x\"\n[[volume]]\nname = \"v\"\nmirror = 5\n"
+            .to_owned(),
+    ] {
+        let got = errors(&text);
+        assert_eq!(got.len(), 1, "for\n{text}\ngot {got:#?}");
     }
 }
 

@@ -164,8 +164,18 @@ impl Kind {
             },
             Kind::Many(one) => match raw {
                 Raw::List(items) => {
-                    let read: Result<Vec<Value>, String> = items.iter().map(|i| one.read(i)).collect();
-                    read.map(Value::List)
+                    let (mut read, mut wrong) = (Vec::new(), Vec::new());
+                    for (item, nth) in items.iter().zip(1..) {
+                        match one.read(item) {
+                            Ok(value) => read.push(value),
+                            Err(e) if items.len() > 1 => wrong.push(format!("entry {nth}: {e}")),
+                            Err(e) => wrong.push(e),
+                        }
+                    }
+                    match wrong.is_empty() {
+                        true => Ok(Value::List(read)),
+                        false => Err(wrong.join("; ")),
+                    }
                 }
                 // Printed as it was written: alone.
                 single => one.read(single),

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use blockdev::driver::local::{LocalDevice, LocalOptions};
+use blockdev::driver::local::{LocalDevice, LocalOptions, OpenError};
 use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{BlockDevice, Pool, Rt};
 pub use iscsi_initiator::establish::Credentials;
@@ -24,6 +24,10 @@ use crate::config::{
     self, ChapAlgorithm, Device, DeviceKind, Digest, Iscsi, IscsiDevice, Multipath,
 };
 use crate::exit::Failure;
+use crate::occupancy::{CarefulPort, Door, Occupancy};
+
+/// Sessions that look whose a unit is have this number, so that they end none of another tool.
+const LOOK_SHARD: u32 = u32::MAX;
 
 /// What every object of a shard is made with.
 #[derive(Clone)]
@@ -43,6 +47,8 @@ pub struct Opening {
     pub in_mirror: bool,
     /// Filled with those of the configuration, and read by each login: whoever keeps a clone may replace them.
     pub credentials: Credentials,
+    /// The volume is left alone if somebody else has it; `None`: it is taken from whoever has it.
+    pub occupancy: Option<Rc<Occupancy>>,
 }
 
 /// A configured device at work.
@@ -68,7 +74,13 @@ impl Leg {
                 };
                 match LocalDevice::open(&base.rt, &base.pool, &options).await {
                     Ok(leg) => Ok(Leg::Local(Rc::new(leg))),
-                    Err(e) => Err(Failure::problem(format!("device {}: {e}", device.name))),
+                    Err(e) => {
+                        let text = format!("device {}: {e}", device.name);
+                        if let (OpenError::InUse { .. }, Some(occupancy)) = (&e, &how.occupancy) {
+                            occupancy.note(&device.name, text.clone());
+                        }
+                        Err(Failure::problem(text))
+                    }
                 }
             }
         }
@@ -116,7 +128,7 @@ impl Leg {
 }
 
 /// Begins to log in on every path of a unit.
-pub fn unit_of(
+fn unit_of(
     base: &Base,
     device: &Device,
     unit: &IscsiDevice,
@@ -127,16 +139,29 @@ pub fn unit_of(
         ..initiator(base, &unit.iscsi)?
     };
     *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
-    let ports = ports_of(&initiator, &device.name, unit, Role::Serve)?;
-    Ok(unit_on(base, device, unit, ports, how.in_mirror))
+    let ports = ports_of(&initiator, &device.name, unit, Role::Serve, 0)?;
+    let Some(occupancy) = &how.occupancy else {
+        return Ok(unit_on(base, device, unit, ports, how.in_mirror));
+    };
+    let looks = ports_of(&initiator, &device.name, unit, Role::Tool, LOOK_SHARD)?;
+    let door = Door::new(base.rt.clone(), &device.name, occupancy.clone());
+    let careful = ports
+        .into_iter()
+        .zip(looks)
+        .map(|(port, look)| CarefulPort {
+            port: Rc::new(port),
+            look: Rc::new(look),
+            door: door.clone(),
+        });
+    Ok(unit_on(base, device, unit, careful, how.in_mirror))
 }
 
-/// The same over ports of any role.
+/// A unit over ports of any role.
 pub fn unit_on(
     base: &Base,
     device: &Device,
     unit: &IscsiDevice,
-    ports: Vec<IscsiPort>,
+    ports: impl IntoIterator<Item = impl PathPort + 'static>,
     in_mirror: bool,
 ) -> Rc<MultipathDevice> {
     let ports = ports
@@ -154,7 +179,7 @@ pub fn ports(
     unit: &IscsiDevice,
     role: Role,
 ) -> Result<Vec<IscsiPort>, Failure> {
-    ports_of(&initiator(base, &unit.iscsi)?, device, unit, role)
+    ports_of(&initiator(base, &unit.iscsi)?, device, unit, role, 0)
 }
 
 fn ports_of(
@@ -162,6 +187,7 @@ fn ports_of(
     device: &str,
     unit: &IscsiDevice,
     role: Role,
+    shard: u32,
 ) -> Result<Vec<IscsiPort>, Failure> {
     let port = |way: &config::Portal| {
         let config = PortConfig {
@@ -170,7 +196,7 @@ fn ports_of(
             target: unit.target.clone(),
             lun: u64::from(unit.lun),
             role,
-            shard: 0,
+            shard,
         };
         IscsiPort::new(initiator.clone(), config).ok_or_else(|| {
             Failure::usage(format!("device {device}: LUN {} is above 16383", unit.lun))

@@ -27,6 +27,7 @@ pub mod model;
 mod names;
 mod netlink;
 pub mod node;
+mod occupancy;
 pub mod offline;
 pub mod ops;
 mod ownership;

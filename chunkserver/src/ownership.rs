@@ -46,17 +46,25 @@ pub(crate) fn fence_recorded(leg: &Leg, claim: &Claim) {
 
 /// A claim in words: whose, how old, and whether its owner seems to be alive.
 pub(crate) fn in_words(claim: &Claim, now: Wall) -> String {
-    let owner = &claim.owner;
-    let name = match owner.initiator_name.as_str() {
-        "" => String::new(),
-        name => format!(" ({name})"),
-    };
     let alive = match is_alive(claim, now) {
         true => ": it seems to be running",
         false => "",
     };
-    let age_s = age_us(claim, now) as f64 / 1e6;
-    format!("node {}{name}, {age_s:.1} s ago{alive}", owner.node)
+    format!("{}, {}{alive}", whose(claim), age(claim, now))
+}
+
+/// Whose a claim is, in words.
+pub(crate) fn whose(claim: &Claim) -> String {
+    let owner = &claim.owner;
+    match owner.initiator_name.as_str() {
+        "" => format!("node {}", owner.node),
+        name => format!("node {} ({name})", owner.node),
+    }
+}
+
+/// When a claim was written, in words.
+pub(crate) fn age(claim: &Claim, now: Wall) -> String {
+    format!("{:.1} s ago", age_us(claim, now) as f64 / 1e6)
 }
 
 /// Whether the claim advanced so lately that its owner must be taken for alive. Clocks of two nodes may differ:

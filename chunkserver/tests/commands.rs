@@ -552,3 +552,51 @@ fn a_reload_takes_in_volumes_and_names_what_waits() {
     let info = site.antler(&["volume", "check", "vol2"]);
     assert_eq!(info.status.code(), Some(0), "{info:?}");
 }
+
+/// Another process has a file of the volume: told as that, and nothing is said of another data_path.
+#[test]
+fn a_volume_that_somebody_has_open_is_refused_by_his_pid() {
+    let site = Site::new("in-use", &mirror(&["d1", "d2"], &["d1", "d2"]));
+    let out = site.antler(&["volume", "create", "vol1"]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let file = std::fs::File::open(site.dir.join("d1.img")).unwrap();
+    file.try_lock().unwrap();
+    let pid = format!("in use by pid {}", std::process::id());
+    for args in [
+        &["volume", "info", "vol1"][..],
+        &["volume", "check", "vol1"],
+        &["volume", "check", "vol1", "--repair"],
+        &["volume", "create", "vol1", "--force"],
+        &["volume", "grow", "vol1"],
+        &["volume", "claim", "vol1", "--metaid", "any"],
+    ] {
+        let out = site.antler(args);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {out:?}");
+        let said = [text(&out.stdout), text(&out.stderr)].concat();
+        assert!(said.contains(&pid), "{args:?}: {said}");
+        assert!(!said.contains("data_path"), "{args:?}: {said}");
+    }
+    drop(file);
+    let out = site.antler(&["volume", "info", "vol1"]);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let said = text(&out.stdout);
+    assert!(said.contains("this node ("), "{said}");
+    assert!(!said.contains("running"), "{said}");
+}
+
+#[test]
+fn a_volume_whose_unit_is_not_reached_names_each_portal_and_cause() {
+    let unit = "[chunkserver]\nmaster_host = \"10.0.0.1\"\ndata_path = \"data\"\n\
+        [iscsi]\nlogin_timeout = \"200ms\"\n\
+        [[device]]\nname = \"sto1\"\nportals = [\"127.0.0.1:1\", \"127.0.0.2:1\"]\n\
+        target = \"iqn.2024-12.test:unit\"\nlun = 1\n\
+        [[volume]]\nname = \"vol1\"\nmirror = \"sto1\"\n";
+    let site = Site::new("unreached", unit);
+    for args in [&["volume", "info", "vol1"][..], &["volume", "list"]] {
+        let out = site.antler(args);
+        let said = [text(&out.stdout), text(&out.stderr)].concat();
+        for part in ["sto1", "127.0.0.1:1: ", "127.0.0.2:1: ", "refused"] {
+            assert!(said.contains(part), "{args:?}: no {part:?} in {said}");
+        }
+    }
+}

@@ -6,10 +6,10 @@
 
 use crate::bitmap::{self, BitmapError, BitmapHeader};
 use crate::claim::{read_claim, Claim};
-use crate::layout::{NoPlace, Places, SLOT_SECTORS, SUPER_SECTOR};
+use crate::layout::{NoPlace, Places, CLAIM_SLOTS, SLOT_SECTORS, SUPER_SECTOR};
 use crate::record::LegRecord;
 use crate::superblock::{self, Superblock, SuperblockError, MAGIC};
-use blockdev::{BlockDevice, IoCtx, IoError, Op, Sector};
+use blockdev::{BlockDevice, IoCtx, IoError, Op, ReadSectors, Sector};
 use thiserror::Error;
 
 /// Everything a leg says of itself.
@@ -128,6 +128,35 @@ impl Member {
         by_record
             || !self.bitmap.is_trustworthy()
             || self.bits.get(n as usize).copied().unwrap_or(true)
+    }
+}
+
+/// The newest claim on a unit of `sectors` sectors, read over one session; `None` if it is no member, or nobody's.
+pub async fn claim_over(session: &dyn ReadSectors, sectors: u64) -> Result<Option<Claim>, IoError> {
+    let page = |at: Sector, len: u64| {
+        let read = session.read(at, u32::try_from(len).unwrap_or(u32::MAX));
+        async move { read.await.map(|data| data.to_vec()) }
+    };
+    if sectors < SUPER_SECTOR + SLOT_SECTORS {
+        return Ok(None);
+    }
+    let Ok(superblock) = Superblock::parse(&page(Sector(SUPER_SECTOR), SLOT_SECTORS).await?) else {
+        return Ok(None);
+    };
+    let end = superblock.data_offset.saturating_add(superblock.size);
+    let Some(places) = Places::of(&superblock, 1).ok().filter(|_| end <= sectors) else {
+        return Ok(None);
+    };
+    let header = page(places.bitmap, SLOT_SECTORS).await?;
+    let Ok(bitmap) = BitmapHeader::parse(&header, superblock.array, superblock.size) else {
+        return Ok(None);
+    };
+    match Places::of(&superblock, bitmap.chunks(superblock.size)) {
+        Ok(places) => {
+            let slots = page(places.claims, CLAIM_SLOTS * SLOT_SECTORS).await?;
+            Ok(Claim::newest(&slots))
+        }
+        Err(_) => Ok(None),
     }
 }
 

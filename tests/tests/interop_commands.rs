@@ -721,6 +721,20 @@ fn chunks_of_nobody_are_left_out_until_claimed() {
     assert_eq!(status["volumes"][0]["state"], "active", "{status:#}");
 }
 
+/// Failures of each device's only path.
+fn path_failures(antler: &Antler) -> Vec<u64> {
+    let paths = antler.json(&["paths"]);
+    let devices = paths["devices"].as_array().unwrap();
+    devices
+        .iter()
+        .map(|device| {
+            device["groups"][0]["paths"][0]["failures"]
+                .as_u64()
+                .unwrap()
+        })
+        .collect()
+}
+
 /// Two nodes, one after the other, on the same two units.
 #[test]
 fn a_volume_is_taken_over_from_a_running_node() {
@@ -742,7 +756,7 @@ fn a_volume_is_taken_over_from_a_running_node() {
         )
     };
     let (mut first, second) = (start("one", 3260), start("two", 3261));
-    let install = |name: &str, network: usize| {
+    let install = |name: &str, node: &str, network: usize| {
         let devices = [("sto1", &first), ("sto2", &second)].map(|(device, tgt)| Device::Iscsi {
             name: device.to_owned(),
             portals: vec![tgt.spec().portals[network].to_string()],
@@ -750,9 +764,9 @@ fn a_volume_is_taken_over_from_a_running_node() {
             lun: 1,
         });
         let spec = spec(devices.to_vec(), &[("vol1", &["sto1", "sto2"])]);
-        Antler::install(&scratch, name, net.place(name), spec)
+        Antler::install(&scratch, name, net.place(node), spec)
     };
-    let (mut a, mut b) = (install("a", 0), install("b", 1));
+    let (mut a, mut b) = (install("a", "a", 0), install("b", "b", 1));
     a.create_volume("vol1");
     a.start();
     a.wait_status("vol1 at its first node", SECONDS_30, |s| {
@@ -769,9 +783,17 @@ fn a_volume_is_taken_over_from_a_running_node() {
     let node_a = std::fs::read_to_string(a.dir().join("data/node")).unwrap();
     let node_a = node_a.trim();
     let repair = b.run(&["volume", "check", "vol1", "--repair"]);
-    assert_names(&repair, 1, &[node_a, "it seems to be running", "--take"]);
-    let create = b.run(&["volume", "create", "vol1"]);
-    assert_names(&create, 1, &["--force", node_a]);
+    assert_names(&repair, 1, &["in use", node_a, "--take"]);
+    let create = b.run(&["volume", "create", "vol1", "--force"]);
+    assert_names(&create, 1, &["in use", node_a]);
+
+    // Nor does one with the same initiator name and the same portals end any of its sessions: their ISIDs are equal.
+    let twin = install("twin", "a", 0);
+    for command in ["info", "check"] {
+        let refused = twin.run(&["volume", command, "vol1"]);
+        assert_names(&refused, 1, &["in use", node_a, "refreshed"]);
+    }
+    assert_eq!(path_failures(&a), [0, 0]);
 
     let taken = b.run(&["volume", "claim", "vol1", "--take"]);
     assert_names(

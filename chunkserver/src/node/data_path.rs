@@ -66,7 +66,7 @@ impl DataPath {
                 format!("pid {holder}")
             };
             return Ok(Try::Taken(Failure::problem(format!(
-                "data_path {} is in use by {by}: stop it, or give this one another data_path",
+                "data_path {} is in use by {by}: stop that `antler` first",
                 directory.display()
             ))));
         }

@@ -86,24 +86,31 @@ impl LegSlot {
 
     /// Whether it can be used now.
     pub(crate) async fn is_ready(&self, rt: &Rt) -> bool {
+        self.unready(rt).await.is_none()
+    }
+
+    /// Why it cannot be used now.
+    pub(crate) async fn unready(&self, rt: &Rt) -> Option<String> {
         match self.leg() {
-            Some(leg) => leg.ready(rt, Duration::ZERO).await.is_ok(),
-            None => false,
+            Some(leg) => Some(leg.ready(rt, Duration::ZERO).await.err()?.text),
+            None => {
+                let problem = self.problem.borrow().clone();
+                Some(problem.unwrap_or_else(|| format!("{}: not opened yet", self.device.name)))
+            }
         }
     }
 
     /// Opens the device, if that is not done or under way, as a task of its own: one that does not answer
     /// delays no other (P7).
-    pub(crate) fn begin_opening(self: &Rc<Self>, base: &Base, volume: &str, in_mirror: bool) {
+    pub(crate) fn begin_opening(self: &Rc<Self>, base: &Base, volume: &str, how: Opening) {
         if self.leg.borrow().is_some() || self.opening.replace(true) {
             return;
         }
         let (me, base, volume) = (self.clone(), base.clone(), volume.to_owned());
         base.rt.clone().spawn(async move {
             let how = Opening {
-                create: false,
-                in_mirror,
                 credentials: me.credentials.clone(),
+                ..how
             };
             let device = me.current.borrow().clone();
             match Leg::open(&base, &device, how).await {

@@ -6,6 +6,7 @@
 //! run can land any more when the store begins to serve (it asks for the fence before its closing).
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use raid::decide::Decision;
 use raid::witness::Witness;
 use raid::{Array, ArraySnapshot, Uuid};
 
-use crate::assemble::{Base, Leg};
+use crate::assemble::{Base, Leg, Opening};
 use crate::config::{Config, Volume, VolumeState};
 use crate::control::Metrics;
 use crate::diagnosis::Diagnosis;
@@ -30,6 +31,7 @@ use crate::node::scrub::Scrubber;
 use crate::node::slot::LegSlot;
 use crate::node::survey as translate;
 use crate::node::word::Word;
+use crate::occupancy::Occupancy;
 use crate::ownership;
 use crate::volumes::{Service, Volumes};
 
@@ -55,6 +57,8 @@ pub(crate) struct VolumeLife {
     options: chunk_store::Options,
     window_bytes: u64,
     owner_node: Uuid,
+    /// Who else has it open.
+    occupancy: Rc<Occupancy>,
     initiator_name: String,
     witness: Rc<dyn Witness>,
     events: EventLog,
@@ -124,6 +128,7 @@ impl VolumeLife {
             options,
             window_bytes,
             owner_node: shared.node,
+            occupancy: Occupancy::new(&volume.name, shared.node),
             initiator_name: ownership::initiator_name(config, volume),
             witness: shared.witness.clone(),
             events: shared.events.clone(),
@@ -172,7 +177,13 @@ impl VolumeLife {
 
     fn begin_opening(&self) {
         for slot in &self.legs {
-            slot.begin_opening(&self.base, &self.config.name, self.legs.len() > 1);
+            let how = Opening {
+                create: false,
+                in_mirror: self.legs.len() > 1,
+                occupancy: Some(self.occupancy.clone()),
+                ..Opening::default()
+            };
+            slot.begin_opening(&self.base, &self.config.name, how);
         }
     }
 
@@ -199,8 +210,8 @@ impl VolumeLife {
                 if self.own_legs().all(|slot| slot.leg().is_none()) {
                     return;
                 }
-                let text = self.problems().join("; ");
-                self.wait_because(model::VolumeState::Absent, text);
+                let (state, text) = self.nothing_there().await;
+                self.wait_because(state, text);
             }
             rt.sleep(Duration::from_millis(5)).await;
             if self.stopping.get() {
@@ -217,20 +228,16 @@ impl VolumeLife {
         ready
     }
 
-    fn problems(&self) -> Vec<String> {
-        self.own_legs()
-            .map(|slot| match &*slot.problem.borrow() {
-                Some(text) => text.clone(),
-                None => format!("{}: no path is up yet", slot.device.name),
-            })
-            .collect()
-    }
-
-    /// Why a device is not there.
-    fn problem_of(&self, name: &str) -> String {
-        let slot = self.legs.iter().find(|slot| slot.device.name == name);
-        let problem = slot.and_then(|slot| slot.problem.borrow().clone());
-        problem.unwrap_or_else(|| "no path is up yet".to_owned())
+    /// The state without any leg, and why there is none.
+    async fn nothing_there(&self) -> (model::VolumeState, String) {
+        if let Some(text) = self.occupancy.in_use() {
+            return (model::VolumeState::Failed, text);
+        }
+        let mut problems = Vec::new();
+        for slot in self.own_legs() {
+            problems.extend(slot.unready(&self.base.rt).await);
+        }
+        (model::VolumeState::Absent, problems.join("; "))
     }
 
     pub(super) fn wait_because(&self, state: model::VolumeState, text: String) {
@@ -249,11 +256,17 @@ impl VolumeLife {
     async fn begin(self: &Rc<Self>) -> Result<(), (model::VolumeState, String)> {
         let (waiting, failed) = (model::VolumeState::Waiting, model::VolumeState::Failed);
         let word = self.word.borrow().clone();
-        let mut inputs = Vec::new();
+        if let Some(text) = self.occupancy.in_use() {
+            return Err((failed, text));
+        }
+        let (mut inputs, mut problems) = (Vec::new(), BTreeMap::new());
         for slot in &self.legs {
-            let device = match slot.is_ready(&self.base.rt).await {
-                true => slot.block(),
-                false => None,
+            let device = match slot.unready(&self.base.rt).await {
+                None => slot.block(),
+                Some(why) => {
+                    problems.insert(slot.device.name.clone(), why);
+                    None
+                }
             };
             let wanted = match &word {
                 None => true,
@@ -266,10 +279,13 @@ impl VolumeLife {
             });
         }
         if inputs.iter().all(|input| input.device.is_none()) {
-            return Err((model::VolumeState::Absent, self.problems().join("; ")));
+            return Err(self.nothing_there().await);
         }
         let alone = word.is_some();
-        let absent = |name: &str| self.problem_of(name);
+        let absent = |name: &str| match problems.get(name) {
+            Some(why) => why.clone(),
+            None => "it was left out".to_owned(),
+        };
         let diagnosis = Diagnosis {
             volume: &self.config,
             legs: &inputs,

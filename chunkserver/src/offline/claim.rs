@@ -26,7 +26,10 @@ pub fn claim(config: &Config, claim: &cli::Claim) -> Result<VolumeChanged, Failu
     let volume = names::volume(config, &claim.name)?;
     on_shard(|base| async move {
         let data_path = lock(config, &claim.name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = match claim.metaid {
+            Some(_) => Legs::open(&base, config, volume, &data_path).await?,
+            None => Legs::open_to_take(&base, config, volume).await,
+        };
         let scene = Scene {
             base: &base,
             config,

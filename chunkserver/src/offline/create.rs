@@ -26,9 +26,11 @@ pub fn create(
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
-        make_spares(&base, config, volume).await?;
-        let legs = Legs::open(&base, config, volume, true).await;
-        let made = format(&base, config, volume, &legs, force, mirror_sync, &data_path).await;
+        let legs = Legs::open_to_create(&base, config, volume, &data_path).await?;
+        let made = match make_spares(&base, config, volume).await {
+            Ok(()) => format(&base, config, volume, &legs, force, mirror_sync, &data_path).await,
+            Err(failure) => Err(failure),
+        };
         legs.close().await;
         made
     })

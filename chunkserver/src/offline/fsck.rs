@@ -18,7 +18,7 @@ pub fn check(
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = Legs::open(&base, config, volume, &data_path).await?;
         let checked = fsck(&base, config, volume, &legs, repair, data, &data_path).await;
         legs.close().await;
         checked

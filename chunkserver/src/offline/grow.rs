@@ -28,7 +28,7 @@ pub fn grow(config: &Config, name: &str) -> Result<VolumeChanged, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = Legs::open(&base, config, volume, &data_path).await?;
         let grower = Grower {
             base: &base,
             config,
@@ -171,7 +171,7 @@ pub fn upgrade(config: &Config, name: &str) -> Result<VolumeChanged, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = Legs::open(&base, config, volume, &data_path).await?;
         let version = format_version(&base, volume, &legs, &data_path).await;
         legs.close().await;
         let version = version?;

@@ -13,6 +13,7 @@ use crate::config::{Config, Volume};
 use crate::exit::Failure;
 use crate::model::LegState;
 use crate::names;
+use crate::node::data_path::DataPath;
 use crate::ownership::in_words;
 use crate::report::{OfflineLeg, VolumeDetails, VolumeInfo};
 
@@ -23,16 +24,22 @@ pub fn info(config: &Config, name: Option<&str>) -> Result<Vec<VolumeInfo>, Fail
         None => config.volumes.iter().collect(),
     };
     on_shard(|base| async move {
-        let _lock = lock(config, name.unwrap_or("list"), &base.rt)?;
+        let data_path = lock(config, name.unwrap_or("list"), &base.rt)?;
         let mut all = Vec::new();
         for volume in volumes {
-            all.push(look(&base, config, volume, name.is_some()).await);
+            all.push(look(&base, config, volume, &data_path, name.is_some()).await);
         }
         Ok(all)
     })
 }
 
-async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> VolumeInfo {
+async fn look(
+    base: &Base,
+    config: &Config,
+    volume: &Volume,
+    data_path: &DataPath,
+    details: bool,
+) -> VolumeInfo {
     let mut info = VolumeInfo {
         name: volume.name.clone(),
         uuid: None,
@@ -45,8 +52,14 @@ async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> V
         error: None,
         details: None,
     };
-    let legs = Legs::open(base, config, volume, false).await;
-    if let Err(failure) = look_at(base, config, volume, &legs, details, &mut info).await {
+    let legs = match Legs::open(base, config, volume, data_path).await {
+        Ok(legs) => legs,
+        Err(failure) => {
+            info.error = Some(failure.text);
+            return info;
+        }
+    };
+    if let Err(failure) = look_at(base, volume, &legs, data_path, details, &mut info).await {
         info.error = Some(failure.text);
     }
     for (name, leg, failure) in &legs.0 {
@@ -73,15 +86,13 @@ async fn look(base: &Base, config: &Config, volume: &Volume, details: bool) -> V
 
 async fn look_at(
     base: &Base,
-    config: &Config,
     volume: &Volume,
     legs: &Legs,
+    data_path: &DataPath,
     details: bool,
     info: &mut VolumeInfo,
 ) -> Result<(), Failure> {
-    let witness = Rc::new(Onlooker(
-        FileWitness::new(&config.chunkserver.data_path).ok(),
-    ));
+    let witness = Rc::new(Onlooker(FileWitness::new(data_path.directory()).ok()));
     let found = found(base, volume, legs, &*witness, false).await?;
     let (inputs, absent) = (legs.inputs(), legs.absent());
     let diagnosis = legs.diagnosis(base, volume, &inputs, &absent);
@@ -117,7 +128,10 @@ async fn look_at(
         );
         if details {
             let claim = member.claim.as_ref();
-            let claimed_by = claim.map(|claim| in_words(claim, base.rt.wall()));
+            let claimed_by = claim.map(|claim| match claim.owner.node == data_path.node() {
+                true => format!("this node ({})", claim.owner.node),
+                false => in_words(claim, base.rt.wall()),
+            });
             info.details = Some(VolumeDetails {
                 format_version: 0,
                 data_offset_bytes: member.places.data.bytes(),

@@ -1,7 +1,8 @@
 //! Volumes that are not being served: create, info, check, export, import, claim, grow, upgrade.
 //!
 //! These commands hold the lock of `data_path`, so that they and a running `serve` exclude one another, and they
-//! log in with the role `serve`, so that the next start fences their writes as it does its own. Those that write
+//! log in with the role `serve`, so that the next start fences their writes as it does its own. A volume that
+//! another node has open is refused before such a session is made; only `claim --take` goes on. Those that write
 //! do so as the volume's owner: what another node claims is left alone (`open_array`). Those that look
 //! (`view_array`) write nothing anywhere.
 
@@ -29,12 +30,13 @@ use raid::witness::{FileWitness, NoWitness, Witness, WitnessRecord};
 use raid::{Array, Uuid};
 use tokio::task::spawn_local;
 
-use crate::assemble::{Base, Leg, Opening};
+use crate::assemble::{Base, Credentials, Leg, Opening};
 use crate::config::{Config, DeviceKind, Volume};
 use crate::diagnosis::Diagnosis;
 use crate::exit::Failure;
 use crate::names;
 use crate::node::data_path::DataPath;
+use crate::occupancy::{Occupancy, WATCH};
 use crate::ownership::{fence_recorded, initiator_name, owner};
 use crate::probe;
 
@@ -58,40 +60,69 @@ where
 /// A device by its name.
 type Named = (String, Rc<dyn BlockDevice>);
 
+/// A device of a volume, or why it is not there.
+type OneLeg = (String, Option<Leg>, Option<Failure>);
+
 /// A volume's devices, open. Whoever opened them closes them.
-struct Legs(Vec<(String, Option<Leg>, Option<Failure>)>);
+struct Legs(Vec<OneLeg>);
 
 impl Legs {
-    /// Opens all of them at once: one that does not answer costs its own login timeout, and nobody else's.
-    async fn open(base: &Base, config: &Config, volume: &Volume, create: bool) -> Legs {
-        // A spare may have become a leg; one that is still blank is no member, and is passed over.
-        let spares = volume.spares.iter().filter(|_| !create);
-        let opening: Vec<_> = volume
-            .legs
-            .iter()
-            .chain(spares)
-            .map(|name| {
-                let (base, device) = (base.clone(), names::device(config, name).cloned());
-                let how = Opening {
-                    create,
-                    in_mirror: volume.legs.len() > 1,
-                    ..Opening::default()
-                };
-                let task = spawn_local(async move { open_leg(&base, &device?, how).await });
-                (name.clone(), task)
-            })
-            .collect();
-        let mut legs = Vec::new();
-        for (name, task) in opening {
-            let opened = task.await;
-            legs.push(
-                match opened.unwrap_or_else(|e| Err(Failure::problem(e.to_string()))) {
-                    Ok(leg) => (name, Some(leg), None),
-                    Err(failure) => (name, None, Some(failure)),
-                },
-            );
+    /// Opens those of a volume that nobody else has open.
+    async fn open(
+        base: &Base,
+        config: &Config,
+        volume: &Volume,
+        data_path: &DataPath,
+    ) -> Result<Legs, Failure> {
+        Legs::unoccupied(base, config, volume, data_path, false).await
+    }
+
+    /// The same for a volume that is to be made; files are made, too.
+    async fn open_to_create(
+        base: &Base,
+        config: &Config,
+        volume: &Volume,
+        data_path: &DataPath,
+    ) -> Result<Legs, Failure> {
+        Legs::unoccupied(base, config, volume, data_path, true).await
+    }
+
+    /// Opens them whoever has them: the sessions of a node that uses this one's initiator name end.
+    async fn open_to_take(base: &Base, config: &Config, volume: &Volume) -> Legs {
+        let how = Opening {
+            in_mirror: volume.legs.len() > 1,
+            ..Opening::default()
+        };
+        let names = volume.legs.iter().chain(&volume.spares);
+        Legs(open_all(base, config, names, &how).await)
+    }
+
+    async fn unoccupied(
+        base: &Base,
+        config: &Config,
+        volume: &Volume,
+        data_path: &DataPath,
+        create: bool,
+    ) -> Result<Legs, Failure> {
+        let occupancy = Occupancy::new(&volume.name, data_path.node());
+        let how = Opening {
+            create,
+            in_mirror: volume.legs.len() > 1,
+            occupancy: Some(occupancy.clone()),
+            ..Opening::default()
+        };
+        let mut legs = Legs(open_all(base, config, &volume.legs, &how).await);
+        if let Some(text) = occupancy.in_use() {
+            legs.close().await;
+            return Err(of_volume(volume, &text));
         }
-        Legs(legs)
+        // A blank spare says of nobody that he has it: the legs had to be asked first. One that has become a leg is
+        // needed, and one that is still blank is no member, and is passed over.
+        if !create {
+            legs.0
+                .extend(open_all(base, config, &volume.spares, &how).await);
+        }
+        Ok(legs)
     }
 
     /// All of them without spares, or why one is missing.
@@ -122,7 +153,7 @@ impl Legs {
     }
 
     fn inputs(&self) -> Vec<LegInput> {
-        let input = |(name, leg, _): &(String, Option<Leg>, Option<Failure>)| LegInput {
+        let input = |(name, leg, _): &OneLeg| LegInput {
             name: name.clone(),
             device: leg.as_ref().map(Leg::block),
         };
@@ -162,17 +193,55 @@ impl Legs {
     }
 }
 
+/// Opens all of them at once: one that does not answer costs its own login timeout, and nobody else's.
+async fn open_all(
+    base: &Base,
+    config: &Config,
+    names: impl IntoIterator<Item = &String>,
+    how: &Opening,
+) -> Vec<OneLeg> {
+    let opening: Vec<_> = names
+        .into_iter()
+        .map(|name| {
+            let base = base.clone();
+            let how = Opening {
+                credentials: Credentials::default(),
+                ..how.clone()
+            };
+            let device = names::device(config, name).cloned();
+            let task = spawn_local(async move { open_leg(&base, &device?, how).await });
+            (name.clone(), task)
+        })
+        .collect();
+    let mut legs = Vec::new();
+    for (name, task) in opening {
+        let opened = task.await;
+        legs.push(
+            match opened.unwrap_or_else(|e| Err(Failure::problem(e.to_string()))) {
+                Ok(leg) => (name, Some(leg), None),
+                Err(failure) => (name, None, Some(failure)),
+            },
+        );
+    }
+    legs
+}
+
 async fn open_leg(
     base: &Base,
     device: &crate::config::Device,
     how: Opening,
 ) -> Result<Leg, Failure> {
+    let occupancy = how.occupancy.clone();
     let leg = Leg::open(base, device, how).await?;
     let patience = match &device.kind {
         DeviceKind::Iscsi(unit) => unit.iscsi.login_timeout + PATIENCE,
         DeviceKind::Local(_) => PATIENCE,
     };
-    match leg.ready(&base.rt, patience).await {
+    let mut ready = leg.ready(&base.rt, patience).await;
+    if ready.is_err() && occupancy.is_some_and(|occupancy| occupancy.is_watching()) {
+        ready = leg.ready(&base.rt, WATCH).await;
+    }
+    match ready {
         Ok(()) => Ok(leg),
         Err(failure) => {
             leg.close().await;

@@ -44,7 +44,7 @@ pub fn export(
     unused(dir)?;
     on_shard(|base| async move {
         let data_path = lock(config, name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = Legs::open(&base, config, volume, &data_path).await?;
         let exported = write_out(&base, volume, &legs, &data_path, dir, chunk).await;
         legs.close().await;
         exported
@@ -238,7 +238,7 @@ pub fn import(config: &Config, import: &Import) -> Result<Imported, Failure> {
     };
     on_shard(|base| async move {
         let data_path = lock(config, &import.name, &base.rt)?;
-        let legs = Legs::open(&base, config, volume, false).await;
+        let legs = Legs::open(&base, config, volume, &data_path).await?;
         let source = Source { dir, files, metaid };
         let imported = read_in(&base, config, volume, &legs, &data_path, source).await;
         legs.close().await;

@@ -10,8 +10,9 @@ use blockdev::{Instant, Lateness};
 use std::rc::Weak;
 use std::time::Duration;
 
-/// How soon to look again when a verdict must wait for the other leg.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How soon to look again at a leg that is silent or being restored while nothing can be
+/// decided about it.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Array {
     /// Sees to it that the timer fires at `at` or before.

@@ -4,15 +4,13 @@
 //! when every required leg has flushed or has been recorded out. A flush during which the leg
 //! lost its cache does not count.
 
+use super::clock::LOOK_AGAIN;
 use super::{Array, Leg, LegState, Why};
 use crate::notify::{both, unless};
 use blockdev::{
     completion, Completion, Done, IoCtx, IoError, IoResult, Kind, Op, Promise, Refusal,
 };
 use std::time::Duration;
-
-/// How soon to look again at a leg that is silent while it cannot be blamed.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 pub(super) struct Flushes {

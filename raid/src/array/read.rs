@@ -3,15 +3,13 @@
 //! A leg that reads sequentially keeps doing so; otherwise the one with fewer requests in flight
 //! is taken. A medium error is healed from the other leg.
 
+use super::clock::LOOK_AGAIN;
 use super::{token, Array, Leg, LegState, Why, TOKEN_READ};
 use blockdev::{
     completion, Completion, Done, Hedge, Instant, IoCtx, IoError, IoResult, Kind, LegIndex, Op,
     Promise, Refusal, Sector, Seq, SECTOR_BYTES,
 };
 use std::time::Duration;
-
-/// How soon to look again for a leg that is being restored.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Debug)]
 enum Attempt {

@@ -23,11 +23,16 @@ use mpath::MultipathDevice;
 use crate::config::{
     self, ChapAlgorithm, Device, DeviceKind, Digest, Iscsi, IscsiDevice, Multipath,
 };
+use crate::data_path::{DataPath, PathLocks};
+use crate::dying::Try;
 use crate::exit::Failure;
-use crate::occupancy::{CarefulPort, Door, Occupancy};
+use crate::occupancy::{CarefulPort, Door, Occupancy, WATCH};
 
 /// Sessions that look whose a unit is have this number, so that they end none of another tool.
 const LOOK_SHARD: u32 = u32::MAX;
+
+/// A unit gets so long beyond its login timeout to be identified.
+const IDENTIFICATION: Duration = Duration::from_secs(1);
 
 /// What every object of a shard is made with.
 #[derive(Clone)]
@@ -47,8 +52,12 @@ pub struct Opening {
     pub in_mirror: bool,
     /// Filled with those of the configuration, and read by each login: whoever keeps a clone may replace them.
     pub credentials: Credentials,
+    /// Where the paths of a unit are locked against other processes of this node.
+    pub(crate) data_path: Option<Rc<DataPath>>,
     /// The volume is left alone if somebody else has it; `None`: it is taken from whoever has it.
-    pub occupancy: Option<Rc<Occupancy>>,
+    pub(crate) occupancy: Option<Rc<Occupancy>>,
+    /// For a tool, whose sessions end none of a running `serve`.
+    pub is_tool: bool,
 }
 
 /// A configured device at work.
@@ -65,25 +74,72 @@ impl Leg {
     ///
     /// The failure says which device, why, and what to do.
     pub async fn open(base: &Base, device: &Device, how: Opening) -> Result<Leg, Failure> {
-        match &device.kind {
-            DeviceKind::Iscsi(unit) => unit_of(base, device, unit, &how).map(Leg::Unit),
+        let named = |text: String| Failure::problem(format!("device {}: {text}", device.name));
+        let in_use = |text: String| {
+            let failure = named(text);
+            if let Some(occupancy) = &how.occupancy {
+                occupancy.note(&device.name, failure.text.clone());
+            }
+            failure
+        };
+        let leg = match &device.kind {
+            DeviceKind::Iscsi(unit) => {
+                let ports = |role| ports(base, &device.name, unit, role);
+                let isids: Vec<Isid> = ports(Role::Serve)?.iter().map(PathPort::isid).collect();
+                let locks = match &how.data_path {
+                    None => None,
+                    Some(data_path) => match data_path.lock_paths(&isids) {
+                        Ok(Try::Ours(locks)) => Some(Rc::new(locks)),
+                        Ok(Try::Taken(by)) => {
+                            let text = format!("in use by {by}: stop that `antler` first");
+                            return Err(in_use(text));
+                        }
+                        Err(failure) => return Err(failure),
+                    },
+                };
+                Leg::Unit(unit_of(base, device, unit, &how, locks, isids)?)
+            }
             DeviceKind::Local(local) => {
                 let options = LocalOptions {
                     create_bytes: local.size_bytes.filter(|_| how.create),
                     ..LocalOptions::new(&local.path)
                 };
                 match LocalDevice::open(&base.rt, &base.pool, &options).await {
-                    Ok(leg) => Ok(Leg::Local(Rc::new(leg))),
-                    Err(e) => {
-                        let text = format!("device {}: {e}", device.name);
-                        if let (OpenError::InUse { .. }, Some(occupancy)) = (&e, &how.occupancy) {
-                            occupancy.note(&device.name, text.clone());
-                        }
-                        Err(Failure::problem(text))
-                    }
+                    Ok(leg) => Leg::Local(Rc::new(leg)),
+                    Err(e @ OpenError::InUse { .. }) => return Err(in_use(e.to_string())),
+                    Err(e) => return Err(named(e.to_string())),
                 }
             }
+        };
+        if let Some(occupancy) = &how.occupancy {
+            occupancy.clear(&device.name);
         }
+        Ok(leg)
+    }
+
+    /// Opens `device` and waits until it can be used: a unit gets its login timeout and what it takes to identify
+    /// it, and longer while the claim of somebody else is watched.
+    pub(crate) async fn open_ready(
+        base: &Base,
+        device: &Device,
+        how: Opening,
+    ) -> Result<Leg, Failure> {
+        let occupancy = how.occupancy.clone();
+        let leg = Leg::open(base, device, how).await?;
+        let patience = match &device.kind {
+            DeviceKind::Iscsi(unit) => unit.iscsi.login_timeout + IDENTIFICATION,
+            DeviceKind::Local(_) => Duration::ZERO,
+        };
+        let mut ready = leg.ready(&base.rt, patience).await;
+        if ready.is_err() && occupancy.as_ref().is_some_and(|o| o.is_watching()) {
+            ready = leg.ready(&base.rt, WATCH).await;
+        }
+        let Err(failure) = ready else {
+            return Ok(leg);
+        };
+        leg.close().await;
+        let in_use = occupancy.and_then(|o| o.in_use());
+        Err(in_use.map_or(failure, Failure::problem))
     }
 
     /// Waits until `patience` is over for a first path. A unit that is not reached goes on trying.
@@ -127,49 +183,41 @@ impl Leg {
     }
 }
 
-/// Begins to log in on every path of a unit.
+/// Begins to log in on every path of a unit. `isids` are those of the role `serve`, locked by `locks`.
 fn unit_of(
     base: &Base,
     device: &Device,
     unit: &IscsiDevice,
     how: &Opening,
+    locks: Option<Rc<PathLocks>>,
+    isids: Vec<Isid>,
 ) -> Result<Rc<MultipathDevice>, Failure> {
     let initiator = Initiator {
         chap: how.credentials.clone(),
         ..initiator(base, &unit.iscsi)?
     };
     *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
-    let ports = ports_of(&initiator, &device.name, unit, Role::Serve, 0)?;
-    let Some(occupancy) = &how.occupancy else {
-        return Ok(unit_on(base, device, unit, ports, how.in_mirror));
-    };
-    let looks = ports_of(&initiator, &device.name, unit, Role::Tool, LOOK_SHARD)?;
-    let door = Door::new(base.rt.clone(), &device.name, occupancy.clone());
-    let careful = ports
+    let ports = |role, shard| ports_of(&initiator, &device.name, unit, role, shard);
+    let role = if how.is_tool { Role::Tool } else { Role::Serve };
+    let door = how.occupancy.as_ref();
+    let door = door.map(|o| Door::new(base.rt.clone(), &device.name, o.clone(), isids));
+    let careful = ports(role, 0)?
         .into_iter()
-        .zip(looks)
-        .map(|(port, look)| CarefulPort {
-            port: Rc::new(port),
-            look: Rc::new(look),
-            door: door.clone(),
-        });
-    Ok(unit_on(base, device, unit, careful, how.in_mirror))
-}
-
-/// A unit over ports of any role.
-pub fn unit_on(
-    base: &Base,
-    device: &Device,
-    unit: &IscsiDevice,
-    ports: impl IntoIterator<Item = impl PathPort + 'static>,
-    in_mirror: bool,
-) -> Rc<MultipathDevice> {
-    let ports = ports
-        .into_iter()
-        .map(|port| Rc::new(port) as Rc<dyn PathPort>)
+        .zip(ports(Role::Tool, LOOK_SHARD)?)
+        .map(|(port, look)| {
+            Rc::new(CarefulPort {
+                port: Rc::new(port),
+                look: door.clone().map(|door| (Rc::new(look), door)),
+                _locks: locks.clone(),
+            }) as Rc<dyn PathPort>
+        })
         .collect();
-    let config = multipath_config(device, unit, in_mirror);
-    Rc::new(MultipathDevice::new(base.rt.clone(), config, ports))
+    let config = multipath_config(device, unit, how.in_mirror);
+    Ok(Rc::new(MultipathDevice::new(
+        base.rt.clone(),
+        config,
+        careful,
+    )))
 }
 
 /// The ports of a unit, in the order of the configuration.

@@ -16,11 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// One try to have something.
-pub(crate) enum Try<T> {
+pub(crate) enum Try<T, By = Failure> {
     /// It is ours.
     Ours(T),
-    /// Somebody has it; the failure if that stays so.
-    Taken(Failure),
+    /// Somebody has it: who, or the failure if that stays so.
+    Taken(By),
 }
 
 /// Tries until it is ours, for [`PATIENCE`] at most. An `Err` of the try itself is nothing that time cures.

@@ -1,7 +1,7 @@
 //! `antler bench`: the load generators with their arguments and results.
 //!
 //! Sessions use the role `tool`, so that a bench beside a running node ends none of its sessions. `bench device`
-//! refuses to write to a device while a node has it, by the lock of `data_path`.
+//! refuses to write to a device while this node or another one has it.
 
 use std::io::Write;
 use std::net::SocketAddrV4;
@@ -17,12 +17,13 @@ use iscsi_initiator::path::PortConfig;
 use moosefs::bench as chunk;
 use moosefs::player::{Player, Script};
 
-use crate::assemble::{self, Base};
+use crate::assemble::{self, Base, Leg, Opening};
 use crate::cli::{BenchChunk, BenchDevice, BenchIscsi, Load, Rw};
-use crate::config::{self, ChapUser, Config, DeviceKind, Digest, HostPort, Iscsi};
+use crate::config::{self, ChapUser, Config, Digest, HostPort, Iscsi};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
+use crate::occupancy::Occupancy;
 use crate::probe::on_shard;
 use crate::report::{BenchReport, CpuSeconds};
 
@@ -209,33 +210,20 @@ pub fn bench_device(config: &Config, args: &BenchDevice) -> Result<BenchReport, 
     let bench = iscsi_config(&args.load)?;
     on_shard(|rt| async move {
         let base = base(rt);
-        let used = config
-            .volumes
-            .iter()
-            .find(|v| v.legs.contains(&device.name));
-        let _lock = match used {
-            Some(volume) if args.load.rw.writes() => {
-                let fresh = raid::Uuid::random(&base.rt);
-                let lock = DataPath::lock(&config.chunkserver.data_path, fresh);
-                Some(lock.map_err(|e| {
-                    Failure::problem(format!(
-                        "device {} is a leg of volume {}: {e}",
-                        device.name, volume.name
-                    ))
-                })?)
-            }
-            _ => None,
+        let mut how = Opening {
+            is_tool: true,
+            ..Opening::default()
         };
-        let leg = match &device.kind {
-            DeviceKind::Iscsi(unit) => {
-                let ports = assemble::ports(&base, &device.name, unit, Role::Tool)?;
-                assemble::Leg::Unit(assemble::unit_on(&base, device, unit, ports, false))
-            }
-            DeviceKind::Local(_) => {
-                assemble::Leg::open(&base, device, assemble::Opening::default()).await?
-            }
-        };
-        leg.ready(&base.rt, Duration::from_secs(5)).await?;
+        if args.load.rw.writes() {
+            let fresh = raid::Uuid::random(&base.rt);
+            let data_path = Rc::new(DataPath::enter(&config.chunkserver.data_path, fresh)?);
+            let mut volumes = config.volumes.iter();
+            let volume = volumes.find(|v| v.legs.contains(&device.name));
+            let volume = volume.map_or("VOLUME", |v| &v.name);
+            how.occupancy = Some(Occupancy::new(volume, &data_path));
+            how.data_path = Some(data_path);
+        }
+        let leg = Leg::open_ready(&base, device, how).await?;
         let bytes = leg.block().geometry().bytes();
         let loads = (0..args.load.sessions)
             .map(|_| DeviceLoad(leg.block()))

@@ -1,10 +1,11 @@
-//! Whether another node has a volume open: asked before a session is made that could end one of its own (P11).
+//! Whether somebody else has a volume open: asked before a session is made that could end one of his (P11).
 //!
 //! ISIDs of the role `serve` are derived from the initiator's name and the path, so that whoever logs in with the
 //! same name ends the sessions of whoever is logged in. An owner refreshes its claim all the time: a port that
 //! may be another's looks at the claim first, by a session of the role `tool` under an ISID of its own, and stays
-//! away while that claim lives. The claim of this node itself, whose `data_path` is locked, costs one look and no
-//! wait.
+//! away while that claim lives. Other processes of this node are kept away by the locks of the paths, so that its
+//! own claim costs one look and no wait; only beside a running `serve` a claim of this node that was made over other
+//! paths is watched like a stranger's.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use raid::claim::{Claim, ALIVE, REFRESH};
 use raid::probe::claim_over;
 use raid::Uuid;
 
+use crate::data_path::{DataPath, PathLocks};
 use crate::ownership::{age, whose};
 
 /// A living owner's claim advances within this time.
@@ -29,19 +31,19 @@ const LEAVE: Duration = Duration::from_millis(500);
 
 /// What is known of one volume's other users.
 #[derive(Debug)]
-pub struct Occupancy {
+pub(crate) struct Occupancy {
     volume: String,
-    node: Uuid,
+    data_path: Rc<DataPath>,
     in_use: RefCell<BTreeMap<String, String>>,
     watching: Cell<usize>,
 }
 
 impl Occupancy {
-    /// Of a volume that nobody is known to use; `node` is this node.
-    pub(crate) fn new(volume: &str, node: Uuid) -> Rc<Occupancy> {
+    /// Of a volume that nobody is known to use; `data_path` is this node's.
+    pub(crate) fn new(volume: &str, data_path: &Rc<DataPath>) -> Rc<Occupancy> {
         Rc::new(Occupancy {
             volume: volume.to_owned(),
-            node,
+            data_path: data_path.clone(),
             in_use: RefCell::default(),
             watching: Cell::new(0),
         })
@@ -62,7 +64,8 @@ impl Occupancy {
         self.in_use.borrow_mut().insert(device.to_owned(), text);
     }
 
-    fn clear(&self, device: &str) {
+    /// Nobody has it.
+    pub(crate) fn clear(&self, device: &str) {
         self.in_use.borrow_mut().remove(device);
     }
 }
@@ -72,6 +75,8 @@ pub(crate) struct Door {
     rt: Rt,
     device: String,
     occupancy: Rc<Occupancy>,
+    /// What this node writes under, locked against its other processes.
+    isids: Vec<Isid>,
     /// The claim was seen to be this node's.
     is_ours: Cell<bool>,
     /// A claim that did not advance while it was watched: whose, and its counter.
@@ -79,11 +84,17 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    pub(crate) fn new(rt: Rt, device: &str, occupancy: Rc<Occupancy>) -> Rc<Door> {
+    pub(crate) fn new(
+        rt: Rt,
+        device: &str,
+        occupancy: Rc<Occupancy>,
+        isids: Vec<Isid>,
+    ) -> Rc<Door> {
         Rc::new(Door {
             rt,
             device: device.to_owned(),
             occupancy,
+            isids,
             is_ours: Cell::new(false),
             dead: Cell::new(None),
         })
@@ -102,7 +113,7 @@ impl Door {
         let _watching = Watching::new(&self.occupancy);
         let mut watched = None;
         while let Some(found) = claim {
-            if found.owner.node == self.occupancy.node {
+            if self.is_of_this_process(&found) {
                 self.is_ours.set(true);
                 break;
             }
@@ -112,7 +123,9 @@ impl Door {
                 break;
             }
             let before = watched.or(dead);
-            if self.is_fresh(&found) || (before.is_some() && before != seen) {
+            // A command of this node may just have ended: only what advances shows that one runs.
+            let is_fresh = !self.is_of_this_node(&found) && self.is_fresh(&found);
+            if is_fresh || (before.is_some() && before != seen) {
                 return Err(self.refuse(&found));
             }
             if self.rt.now() >= until {
@@ -142,6 +155,20 @@ impl Door {
                 "whose the unit is was not read in time".to_owned(),
             )),
         }
+    }
+
+    fn is_of_this_node(&self, claim: &Claim) -> bool {
+        claim.owner.node == self.occupancy.data_path.node()
+    }
+
+    /// Nobody else of this node can have made it and live.
+    fn is_of_this_process(&self, claim: &Claim) -> bool {
+        let over_these_paths = claim
+            .owner
+            .isids
+            .iter()
+            .any(|isid| self.isids.contains(isid));
+        self.is_of_this_node(claim) && (over_these_paths || self.occupancy.data_path.is_alone())
     }
 
     /// By this node's clock: one from the future proves nothing.
@@ -181,14 +208,15 @@ impl Drop for Watching<'_> {
     }
 }
 
-/// A port of the role `serve` that looks before it logs in.
+/// A port that looks before it logs in.
 pub(crate) struct CarefulPort {
     /// Logs in for service.
     pub(crate) port: Rc<IscsiPort>,
-    /// Looks: the same way under an ISID of its own.
-    pub(crate) look: Rc<IscsiPort>,
-    /// Shared by the ports of the unit.
-    pub(crate) door: Rc<Door>,
+    /// Looks: the same way under an ISID of its own, for the door that the ports of the unit share. `None`: the
+    /// unit is taken from whoever has it.
+    pub(crate) look: Option<(Rc<IscsiPort>, Rc<Door>)>,
+    /// As long as there are ports.
+    pub(crate) _locks: Option<Rc<PathLocks>>,
 }
 
 impl PathPort for CarefulPort {
@@ -206,10 +234,10 @@ impl PathPort for CarefulPort {
         deadline: Instant,
     ) -> LocalFuture<Result<Rc<dyn PathSession>, LoginError>> {
         // A recorded session is fenced by who has judged its claim already.
-        if who != LoginAs::Own || self.door.is_ours.get() {
+        let look = self.look.clone().filter(|(_, door)| !door.is_ours.get());
+        let (port, Some((look, door)), LoginAs::Own) = (self.port.clone(), look, &who) else {
             return self.port.login(who, deadline);
-        }
-        let (port, look, door) = (self.port.clone(), self.look.clone(), self.door.clone());
+        };
         Box::pin(async move {
             let rt = door.rt.clone();
             let session = look.open(LoginAs::Own, deadline).await?;
@@ -234,10 +262,12 @@ mod tests {
     use raid::claim::{write_claim, Owner};
     use raid::format::{create, CreateOptions};
     use raid::probe::Member;
+    use tempfile::TempDir;
 
     const SECTORS: u64 = 131_072;
     const ME: Uuid = Uuid([1; 16]);
     const OTHER: Uuid = Uuid([2; 16]);
+    const ISID: Isid = Isid([0x80, 1, 2, 3, 4, 5]);
     const MINUTE: u64 = 60_000_000;
 
     struct Reader(MemDevice);
@@ -253,7 +283,9 @@ mod tests {
         rt: Rt,
         pool: Pool,
         device: MemDevice,
+        data_path: Rc<DataPath>,
         door: Rc<Door>,
+        _scratch: TempDir,
     }
 
     impl Unit {
@@ -261,12 +293,17 @@ mod tests {
             let (rt, pool) = (rt.clone(), Pool::new(16 << 20));
             let geometry = Geometry::plain(SECTORS);
             let device = MemDevice::new(rt.clone(), pool.clone(), geometry, MemTiming::default());
-            let door = Door::new(rt.clone(), "sto1", Occupancy::new("vol1", ME));
+            let scratch = tempfile::tempdir().unwrap();
+            let data_path = Rc::new(DataPath::enter(scratch.path(), ME).unwrap());
+            let occupancy = Occupancy::new("vol1", &data_path);
+            let door = Door::new(rt.clone(), "sto1", occupancy, vec![ISID]);
             Unit {
                 rt,
                 pool,
                 device,
+                data_path,
                 door,
+                _scratch: scratch,
             }
         }
 
@@ -284,13 +321,17 @@ mod tests {
         }
 
         async fn claim(&self, node: Uuid, counter: u64, time: Wall) {
+            self.claim_over(node, &[], counter, time).await;
+        }
+
+        async fn claim_over(&self, node: Uuid, isids: &[Isid], counter: u64, time: Wall) {
             let member = Member::read(&self.device).await.unwrap();
             let claim = Claim {
                 array: member.superblock.array,
                 owner: Owner {
                     node,
                     initiator_name: "iqn.2024-12.test:n".to_owned(),
-                    isids: Vec::new(),
+                    isids: isids.to_vec(),
                 },
                 counter,
                 time,
@@ -324,6 +365,37 @@ mod tests {
             let (judged, took) = unit.look().await;
             assert_eq!(judged, Ok(()));
             assert!(took < LOOK && unit.door.is_ours.get());
+        });
+    }
+
+    /// Beside a `serve` of this node: what it wrote under ISIDs that are locked now it writes no more, what it
+    /// wrote under others it may go on writing.
+    #[test]
+    fn a_claim_of_this_node_over_other_paths_is_watched_beside_a_serve() {
+        let world = VirtualRt::new(5);
+        let rt = world.rt();
+        world.block_on(async move {
+            for (over, is_watched) in [(ISID, false), (Isid([0x80, 9, 9, 9, 9, 9]), true)] {
+                for advances in [true, false] {
+                    let mut unit = Unit::formatted(&rt).await;
+                    let serve = DataPath::lock_patiently(unit.data_path.directory(), ME).unwrap();
+                    let data_path = Rc::new(DataPath::enter(serve.directory(), ME).unwrap());
+                    let occupancy = Occupancy::new("vol1", &data_path);
+                    unit.door = Door::new(rt.clone(), "sto1", occupancy, vec![ISID]);
+                    let now = rt.wall();
+                    unit.claim_over(ME, &[over], 7, now).await;
+                    let refresh = async {
+                        unit.rt.sleep(REFRESH).await;
+                        if advances {
+                            unit.claim_over(ME, &[over], 8, rt.wall()).await;
+                        }
+                    };
+                    let ((judged, took), ()) = tokio::join!(unit.look(), refresh);
+                    let case = format!("{over:?}, advances: {advances}");
+                    assert_eq!(judged.is_err(), is_watched && advances, "{case}");
+                    assert_eq!(took >= REFRESH, is_watched, "{case}: {took:?}");
+                }
+            }
         });
     }
 

@@ -822,6 +822,68 @@ fn a_volume_is_taken_over_from_a_running_node() {
     assert_names(&forced, 0, &["sto2", "taken over"]);
 }
 
+/// What is open is left alone, also by a command that reaches it over other portals; the rest is free.
+#[test]
+fn a_volume_is_made_while_another_one_is_served() {
+    let scratch = Scratch::shared();
+    let first = Tgt::on_loopback(&scratch, "one", 2, UNIT_BYTES);
+    let second = Tgt::on_loopback(&scratch, "two", 1, UNIT_BYTES);
+    let over = |portals: std::ops::Range<usize>| {
+        let Device::Iscsi {
+            name, target, lun, ..
+        } = device("sto1", &first)
+        else {
+            unreachable!("a target is reached by iSCSI");
+        };
+        let portals = first.spec().portals[portals].iter();
+        Device::Iscsi {
+            name,
+            portals: portals.map(ToString::to_string).collect(),
+            target,
+            lun,
+        }
+    };
+    let spec = spec(vec![over(0..1)], &[("vol1", &["sto1"])]);
+    let mut antler = Antler::install(&scratch, "antler", Place::host(), spec);
+    antler.create_volume("vol1");
+    antler.start();
+    antler.wait_status("vol1 to be open", SECONDS_30, |s| {
+        s["volumes"][0]["state"] == "active"
+    });
+    let pid = format!("in use by pid {}", antler.pid());
+    let open = ["info", "check", "grow", "upgrade"].map(|c| vec!["volume", c, "vol1"]);
+    let write = ["bench", "device", "sto1", "--rw", "write", "--size", "1M"];
+    let write = [&write[..], &["--destructive"]].concat();
+    for args in open.iter().chain([&write]) {
+        assert_names(&antler.run(args), 1, &["sto1", &pid]);
+    }
+
+    // The same unit by its other portal: there is no session that a login could end, and no lock that it meets.
+    antler.reconfigure(|spec| spec.devices = vec![over(1..2)]);
+    let node = std::fs::read_to_string(antler.dir().join("data/node")).unwrap();
+    for args in [open[0].clone(), write] {
+        assert_names(&antler.run(&args), 1, &["in use", "sto1", node.trim()]);
+    }
+
+    antler.reconfigure(|spec| {
+        spec.devices = vec![over(0..1), device("sto2", &second)];
+        spec.volumes
+            .push(("vol2".to_owned(), vec!["sto2".to_owned()]));
+    });
+    antler.create_volume("vol2");
+    let list = antler.json(&["volume", "list"]);
+    let error = list["volumes"][0]["error"].as_str().unwrap_or_default();
+    assert!(error.contains(&pid), "{list:#}");
+    assert_eq!(list["volumes"][1]["clean"], true, "{list:#}");
+    assert_eq!(path_failures(&antler), [0]);
+    antler.reload();
+    antler.wait_status("vol2 to be open, too", SECONDS_30, |s| {
+        s["volumes"][1]["state"] == "active"
+    });
+    assert_names(&antler.run(&["volume", "info", "vol2"]), 1, &["sto2", &pid]);
+    antler.stop();
+}
+
 #[test]
 fn a_volume_takes_in_what_its_legs_gained() {
     const SEED: u64 = 0x4752_4f57_2121_2121;

@@ -453,11 +453,11 @@ fn duplicate_wwids_need_leave() {
     );
 }
 
-pub(super) fn scratch(name: &str, bytes: &[u8], mode: u32) -> PathBuf {
+/// A file whose name ends in `name`, until the path is dropped.
+pub(super) fn scratch(name: &str, bytes: &[u8], mode: u32) -> tempfile::TempPath {
     use std::os::unix::fs::PermissionsExt;
-    let dir = std::env::temp_dir().join(format!("antler-config-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let path = dir.join(name);
+    let file = tempfile::Builder::new().suffix(name).tempfile().unwrap();
+    let path = file.into_temp_path();
     std::fs::write(&path, bytes).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     path

@@ -6,7 +6,6 @@
 //! see the node through channels and the snapshot that is published here.
 
 mod commands;
-pub mod data_path;
 mod lives;
 pub mod metered;
 mod naming;
@@ -42,6 +41,7 @@ use crate::admin::Answer;
 use crate::assemble::{self, Base};
 use crate::config::{Config, Volume};
 use crate::control::{Call, Command, Metrics, ShardPort, Snapshot, PUBLISH_INTERVAL};
+use crate::data_path::DataPath;
 use crate::dying;
 use crate::events::{EventKind, EventLog};
 use crate::exit::Failure;
@@ -49,7 +49,6 @@ use crate::histogram::Histogram;
 use crate::model::{self, NodeState, Status};
 use crate::netlink;
 use crate::volumes::Volumes;
-use data_path::DataPath;
 use lives::Lives;
 use owner::NodeOwner;
 use volume::{Shared, VolumeLife};
@@ -86,6 +85,7 @@ struct Node {
 
 async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure> {
     let data_path = DataPath::lock_patiently(&config.chunkserver.data_path, Uuid::random(&rt))?;
+    let data_path = Rc::new(data_path);
     let witness = FileWitness::new(data_path.directory()).map_err(|e| {
         Failure::problem(format!(
             "data_path {}: {e}",
@@ -105,7 +105,7 @@ async fn run(rt: Rt, config: Config, mut port: ShardPort) -> Result<(), Failure>
     let metaid = Rc::new(Cell::new(None));
     let shared = Shared {
         base: base.clone(),
-        node: data_path.node(),
+        data_path: data_path.clone(),
         witness: Rc::new(witness),
         events: port.events().clone(),
         volumes: routed.clone(),

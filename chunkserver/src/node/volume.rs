@@ -17,11 +17,12 @@ use mpath::Role;
 use raid::assemble::{assemble, survey, AssembleError, LegInput};
 use raid::decide::Decision;
 use raid::witness::Witness;
-use raid::{Array, ArraySnapshot, Uuid};
+use raid::{Array, ArraySnapshot};
 
 use crate::assemble::{Base, Leg, Opening};
 use crate::config::{Config, Volume, VolumeState};
 use crate::control::Metrics;
+use crate::data_path::DataPath;
 use crate::diagnosis::Diagnosis;
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
@@ -56,7 +57,7 @@ pub(crate) struct VolumeLife {
     mark: Cell<VolumeState>,
     options: chunk_store::Options,
     window_bytes: u64,
-    owner_node: Uuid,
+    data_path: Rc<DataPath>,
     /// Who else has it open.
     occupancy: Rc<Occupancy>,
     initiator_name: String,
@@ -87,7 +88,7 @@ pub(crate) struct VolumeLife {
 /// What every volume of a node shares.
 pub(crate) struct Shared {
     pub(crate) base: Base,
-    pub(crate) node: Uuid,
+    pub(crate) data_path: Rc<DataPath>,
     pub(crate) witness: Rc<dyn Witness>,
     pub(crate) events: EventLog,
     pub(crate) volumes: Rc<Volumes>,
@@ -127,8 +128,8 @@ impl VolumeLife {
             mark: Cell::new(volume.state),
             options,
             window_bytes,
-            owner_node: shared.node,
-            occupancy: Occupancy::new(&volume.name, shared.node),
+            data_path: shared.data_path.clone(),
+            occupancy: Occupancy::new(&volume.name, &shared.data_path),
             initiator_name: ownership::initiator_name(config, volume),
             witness: shared.witness.clone(),
             events: shared.events.clone(),
@@ -180,6 +181,7 @@ impl VolumeLife {
             let how = Opening {
                 create: false,
                 in_mirror: self.legs.len() > 1,
+                data_path: Some(self.data_path.clone()),
                 occupancy: Some(self.occupancy.clone()),
                 ..Opening::default()
             };
@@ -383,7 +385,7 @@ impl VolumeLife {
         options.window_bytes = self.window_bytes;
         let legs = self.legs.iter().filter_map(|slot| slot.leg());
         options.owner = Some(ownership::owner(
-            self.owner_node,
+            self.data_path.node(),
             &self.initiator_name,
             legs,
         ));

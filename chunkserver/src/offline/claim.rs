@@ -10,14 +10,14 @@ use raid::claim::{take_claim, Claim, TakeError};
 use raid::probe::Member;
 
 use super::{
-    about, file_witness, found, lock, on_shard, open_array, store_options, Legs, Onlooker,
+    about, enter, file_witness, found, on_shard, open_array, store_options, Legs, Onlooker,
 };
 use crate::assemble::{Base, Leg};
 use crate::cli::{self, MetaId};
 use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::ownership::{fence_recorded, in_words, initiator_name, is_alive, owner};
 use crate::report::VolumeChanged;
 
@@ -25,10 +25,10 @@ use crate::report::VolumeChanged;
 pub fn claim(config: &Config, claim: &cli::Claim) -> Result<VolumeChanged, Failure> {
     let volume = names::volume(config, &claim.name)?;
     on_shard(|base| async move {
-        let data_path = lock(config, &claim.name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = match claim.metaid {
             Some(_) => Legs::open(&base, config, volume, &data_path).await?,
-            None => Legs::open_to_take(&base, config, volume).await,
+            None => Legs::open_to_take(&base, config, volume, &data_path).await,
         };
         let scene = Scene {
             base: &base,
@@ -55,7 +55,7 @@ struct Scene<'a> {
     config: &'a Config,
     volume: &'a Volume,
     legs: &'a Legs,
-    data_path: &'a DataPath,
+    data_path: &'a Rc<DataPath>,
 }
 
 impl Scene<'_> {

@@ -7,12 +7,12 @@ use raid::format::{create as create_array, CreateOptions};
 use raid::probe::{examine, Found, Member};
 use raid::Uuid;
 
-use super::{lock, on_shard, open_array, Legs, Progress};
+use super::{enter, on_shard, open_array, Legs, Progress};
 use crate::assemble::{Base, Leg, Opening};
 use crate::config::{Config, DeviceKind, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::ownership::{fence_recorded, in_words};
 use crate::report::VolumeCreated;
 
@@ -25,7 +25,7 @@ pub fn create(
 ) -> Result<VolumeCreated, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
-        let data_path = lock(config, name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open_to_create(&base, config, volume, &data_path).await?;
         let made = match make_spares(&base, config, volume).await {
             Ok(()) => format(&base, config, volume, &legs, force, mirror_sync, &data_path).await,
@@ -61,7 +61,7 @@ async fn format(
     legs: &Legs,
     force: bool,
     mirror_sync: bool,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
 ) -> Result<VolumeCreated, Failure> {
     let devices = legs.all(volume)?;
     distinct_units(config, volume, legs)?;
@@ -129,7 +129,7 @@ async fn format(
 }
 
 /// What an array's member is, for whoever is about to overwrite it.
-fn described(member: &Member, volume: &str, data_path: &DataPath, base: &Base) -> String {
+fn described(member: &Member, volume: &str, data_path: &Rc<DataPath>, base: &Base) -> String {
     let superblock = &member.superblock;
     let claim = member.claim.as_ref();
     // md names are HOST:NAME.

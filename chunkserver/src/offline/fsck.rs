@@ -1,11 +1,13 @@
 //! `antler volume check`: the offline check, and with `--repair` the cure.
 
-use super::{lock, on_shard, open_array, view_array, Legs};
+use std::rc::Rc;
+
+use super::{enter, on_shard, open_array, view_array, Legs};
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::report::{CheckResult, VolumeCheck, VolumeProblem};
 
 /// See [`crate::ops::Ops::volume_check`].
@@ -17,7 +19,7 @@ pub fn check(
 ) -> Result<VolumeCheck, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
-        let data_path = lock(config, name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open(&base, config, volume, &data_path).await?;
         let checked = fsck(&base, config, volume, &legs, repair, data, &data_path).await;
         legs.close().await;
@@ -32,7 +34,7 @@ async fn fsck(
     legs: &Legs,
     repair: bool,
     data: bool,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
 ) -> Result<VolumeCheck, Failure> {
     if repair {
         legs.all(volume)?;

@@ -9,14 +9,14 @@ use raid::grow::{apply, plan, prepare, GrowLeg, Growth};
 use raid::Array;
 
 use super::{
-    about, file_witness, found, lock, on_shard, open_array, store_options, view_array, Legs,
+    about, enter, file_witness, found, on_shard, open_array, store_options, view_array, Legs,
     Onlooker, Progress,
 };
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::render::bytes;
 use crate::report::VolumeChanged;
 
@@ -27,7 +27,7 @@ const STORE_TAIL_SECTORS: u64 = 64 * 8;
 pub fn grow(config: &Config, name: &str) -> Result<VolumeChanged, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
-        let data_path = lock(config, name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open(&base, config, volume, &data_path).await?;
         let grower = Grower {
             base: &base,
@@ -50,7 +50,7 @@ struct Grower<'a> {
     config: &'a Config,
     volume: &'a Volume,
     legs: &'a Legs,
-    data_path: &'a DataPath,
+    data_path: &'a Rc<DataPath>,
 }
 
 impl Grower<'_> {
@@ -170,7 +170,7 @@ impl Grower<'_> {
 pub fn upgrade(config: &Config, name: &str) -> Result<VolumeChanged, Failure> {
     let volume = names::volume(config, name)?;
     on_shard(|base| async move {
-        let data_path = lock(config, name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open(&base, config, volume, &data_path).await?;
         let version = format_version(&base, volume, &legs, &data_path).await;
         legs.close().await;
@@ -188,7 +188,7 @@ async fn format_version(
     base: &Base,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
 ) -> Result<u32, Failure> {
     let array = view_array(base, volume, legs, data_path).await?;
     let info = chunk_store::info(array, base.pool.clone()).await;

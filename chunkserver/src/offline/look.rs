@@ -7,13 +7,13 @@ use raid::assemble::assemble;
 use raid::decide::{Decision, Role};
 use raid::witness::FileWitness;
 
-use super::{about, found, lock, on_shard, refused, store_options, Legs, Onlooker};
+use super::{about, enter, found, on_shard, refused, store_options, Legs, Onlooker};
 use crate::assemble::Base;
 use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::model::LegState;
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::ownership::in_words;
 use crate::report::{OfflineLeg, VolumeDetails, VolumeInfo};
 
@@ -24,7 +24,7 @@ pub fn info(config: &Config, name: Option<&str>) -> Result<Vec<VolumeInfo>, Fail
         None => config.volumes.iter().collect(),
     };
     on_shard(|base| async move {
-        let data_path = lock(config, name.unwrap_or("list"), &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let mut all = Vec::new();
         for volume in volumes {
             all.push(look(&base, config, volume, &data_path, name.is_some()).await);
@@ -37,7 +37,7 @@ async fn look(
     base: &Base,
     config: &Config,
     volume: &Volume,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
     details: bool,
 ) -> VolumeInfo {
     let mut info = VolumeInfo {
@@ -88,7 +88,7 @@ async fn look_at(
     base: &Base,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
     details: bool,
     info: &mut VolumeInfo,
 ) -> Result<(), Failure> {
@@ -111,15 +111,14 @@ async fn look_at(
             continue;
         };
         info.uuid = Some(member.superblock.array.to_string());
-        let in_sync = roles.is_none_or(|roles| roles[slot] == Role::InSync);
         info.legs.push(OfflineLeg {
             device: device.clone(),
             slot: Some(slot as u32),
             events: Some(member.superblock.events),
-            state: if in_sync {
-                LegState::InSync
-            } else {
-                LegState::Faulty
+            state: match roles.map(|roles| roles[slot]) {
+                None | Some(Role::InSync) => LegState::InSync,
+                Some(Role::Partly(_)) => LegState::Rebuilding,
+                Some(Role::Stale | Role::TooOld | Role::Absent) => LegState::Faulty,
             },
         });
         info.clean = Some(

@@ -1,9 +1,9 @@
 //! Volumes that are not being served: create, info, check, export, import, claim, grow, upgrade.
 //!
-//! These commands hold the lock of `data_path`, so that they and a running `serve` exclude one another, and they
-//! log in with the role `serve`, so that the next start fences their writes as it does its own. A volume that
-//! another node has open is refused before such a session is made; only `claim --take` goes on. Those that write
-//! do so as the volume's owner: what another node claims is left alone (`open_array`). Those that look
+//! These commands hold the locks of the volume's paths, so that they and a `serve` that has it open exclude one
+//! another, and they log in with the role `serve`, so that the next start fences their writes as it does its own.
+//! A volume that another node has open is refused before such a session is made; only `claim --take` goes on. Those
+//! that write do so as the volume's owner: what another node claims is left alone (`open_array`). Those that look
 //! (`view_array`) write nothing anywhere.
 
 mod claim;
@@ -22,7 +22,6 @@ pub use transfer::{export, import};
 
 use std::future::Future;
 use std::rc::Rc;
-use std::time::Duration;
 
 use blockdev::{BlockDevice, Pool, Rt};
 use raid::assemble::{assemble, survey, AssembleError, LegInput, Survey};
@@ -31,19 +30,17 @@ use raid::{Array, Uuid};
 use tokio::task::spawn_local;
 
 use crate::assemble::{Base, Credentials, Leg, Opening};
-use crate::config::{Config, DeviceKind, Volume};
+use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::diagnosis::Diagnosis;
 use crate::exit::Failure;
 use crate::names;
-use crate::node::data_path::DataPath;
-use crate::occupancy::{Occupancy, WATCH};
+use crate::occupancy::Occupancy;
 use crate::ownership::{fence_recorded, initiator_name, owner};
 use crate::probe;
 
 /// Memory of one command.
 const POOL_BYTES: usize = 128 << 20;
-/// A unit gets so long beyond its login timeout to be identified.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 fn on_shard<T, F>(main: impl FnOnce(Base) -> F) -> Result<T, Failure>
 where
@@ -72,7 +69,7 @@ impl Legs {
         base: &Base,
         config: &Config,
         volume: &Volume,
-        data_path: &DataPath,
+        data_path: &Rc<DataPath>,
     ) -> Result<Legs, Failure> {
         Legs::unoccupied(base, config, volume, data_path, false).await
     }
@@ -82,15 +79,21 @@ impl Legs {
         base: &Base,
         config: &Config,
         volume: &Volume,
-        data_path: &DataPath,
+        data_path: &Rc<DataPath>,
     ) -> Result<Legs, Failure> {
         Legs::unoccupied(base, config, volume, data_path, true).await
     }
 
     /// Opens them whoever has them: the sessions of a node that uses this one's initiator name end.
-    async fn open_to_take(base: &Base, config: &Config, volume: &Volume) -> Legs {
+    async fn open_to_take(
+        base: &Base,
+        config: &Config,
+        volume: &Volume,
+        data_path: &Rc<DataPath>,
+    ) -> Legs {
         let how = Opening {
             in_mirror: volume.legs.len() > 1,
+            data_path: Some(data_path.clone()),
             ..Opening::default()
         };
         let names = volume.legs.iter().chain(&volume.spares);
@@ -101,13 +104,14 @@ impl Legs {
         base: &Base,
         config: &Config,
         volume: &Volume,
-        data_path: &DataPath,
+        data_path: &Rc<DataPath>,
         create: bool,
     ) -> Result<Legs, Failure> {
-        let occupancy = Occupancy::new(&volume.name, data_path.node());
+        let occupancy = Occupancy::new(&volume.name, data_path);
         let how = Opening {
             create,
             in_mirror: volume.legs.len() > 1,
+            data_path: Some(data_path.clone()),
             occupancy: Some(occupancy.clone()),
             ..Opening::default()
         };
@@ -209,7 +213,7 @@ async fn open_all(
                 ..how.clone()
             };
             let device = names::device(config, name).cloned();
-            let task = spawn_local(async move { open_leg(&base, &device?, how).await });
+            let task = spawn_local(async move { Leg::open_ready(&base, &device?, how).await });
             (name.clone(), task)
         })
         .collect();
@@ -224,30 +228,6 @@ async fn open_all(
         );
     }
     legs
-}
-
-async fn open_leg(
-    base: &Base,
-    device: &crate::config::Device,
-    how: Opening,
-) -> Result<Leg, Failure> {
-    let occupancy = how.occupancy.clone();
-    let leg = Leg::open(base, device, how).await?;
-    let patience = match &device.kind {
-        DeviceKind::Iscsi(unit) => unit.iscsi.login_timeout + PATIENCE,
-        DeviceKind::Local(_) => PATIENCE,
-    };
-    let mut ready = leg.ready(&base.rt, patience).await;
-    if ready.is_err() && occupancy.is_some_and(|occupancy| occupancy.is_watching()) {
-        ready = leg.ready(&base.rt, WATCH).await;
-    }
-    match ready {
-        Ok(()) => Ok(leg),
-        Err(failure) => {
-            leg.close().await;
-            Err(failure)
-        }
-    }
 }
 
 /// Names the volume before what went wrong with it.
@@ -266,7 +246,7 @@ async fn open_array(
     config: &Config,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
 ) -> Result<Rc<Array>, Failure> {
     let witness: Rc<dyn Witness> = Rc::new(file_witness(data_path)?);
     let found = startable(base, volume, legs, &*witness).await?;
@@ -302,7 +282,7 @@ async fn view_array(
     base: &Base,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
 ) -> Result<Rc<Array>, Failure> {
     let witness = Rc::new(Onlooker(Some(file_witness(data_path)?)));
     startable(base, volume, legs, &*witness).await?;
@@ -354,12 +334,11 @@ async fn refused(base: &Base, volume: &Volume, legs: &Legs, error: &AssembleErro
     of_volume(volume, &text)
 }
 
-fn lock(config: &Config, volume: &str, rt: &Rt) -> Result<DataPath, Failure> {
-    DataPath::lock(&config.chunkserver.data_path, Uuid::random(rt))
-        .map_err(|e| Failure::problem(format!("volume {volume}: {e}")))
+fn enter(config: &Config, rt: &Rt) -> Result<Rc<DataPath>, Failure> {
+    DataPath::enter(&config.chunkserver.data_path, Uuid::random(rt)).map(Rc::new)
 }
 
-fn file_witness(data_path: &DataPath) -> Result<FileWitness, Failure> {
+fn file_witness(data_path: &Rc<DataPath>) -> Result<FileWitness, Failure> {
     FileWitness::new(data_path.directory()).map_err(|e| {
         Failure::problem(format!(
             "data_path {}: {e}",

@@ -17,14 +17,14 @@ use chunk_api::{
 };
 use chunk_store::{Store, ANY_METAID};
 
-use super::{about, lock, on_shard, open_array, store_options, view_array, Legs};
+use super::{about, enter, on_shard, open_array, store_options, view_array, Legs};
 use crate::assemble::Base;
 use crate::cli::Import;
 use crate::config::{Config, Volume};
+use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::mfs_file::{self, Named, Reader, Writer};
 use crate::names;
-use crate::node::data_path::DataPath;
 use crate::report::{Exported, Imported};
 
 /// Blocks of a chunk that are read or written at once.
@@ -43,7 +43,7 @@ pub fn export(
     std::fs::create_dir_all(dir).map_err(|e| at(dir, &e))?;
     unused(dir)?;
     on_shard(|base| async move {
-        let data_path = lock(config, name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open(&base, config, volume, &data_path).await?;
         let exported = write_out(&base, volume, &legs, &data_path, dir, chunk).await;
         legs.close().await;
@@ -70,7 +70,7 @@ async fn write_out(
     base: &Base,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
     dir: &Path,
     chunk: Option<u64>,
 ) -> Result<Exported, Failure> {
@@ -237,7 +237,7 @@ pub fn import(config: &Config, import: &Import) -> Result<Imported, Failure> {
         None => mfs_file::metaid(dir).map_err(|e| at(dir, &e))?,
     };
     on_shard(|base| async move {
-        let data_path = lock(config, &import.name, &base.rt)?;
+        let data_path = enter(config, &base.rt)?;
         let legs = Legs::open(&base, config, volume, &data_path).await?;
         let source = Source { dir, files, metaid };
         let imported = read_in(&base, config, volume, &legs, &data_path, source).await;
@@ -258,7 +258,7 @@ async fn read_in(
     config: &Config,
     volume: &Volume,
     legs: &Legs,
-    data_path: &DataPath,
+    data_path: &Rc<DataPath>,
     source: Source<'_>,
 ) -> Result<Imported, Failure> {
     let array = open_array(base, config, volume, legs, data_path).await?;

@@ -311,6 +311,11 @@ impl Antler {
         }
     }
 
+    /// SIGHUP: `serve` reads the configuration again.
+    pub fn reload(&self) {
+        crate::daemon::signal(self.pid(), nix::sys::signal::Signal::SIGHUP);
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) {
         self.daemon = None;

@@ -160,6 +160,12 @@ impl Tgt {
         self.remove_sockets();
     }
 
+    /// Kills it and starts it anew; initiators must give this secret from now on.
+    pub fn restart_with_chap(&mut self, user: &str, secret: &str) {
+        self.spec.chap = Some((user.to_owned(), secret.to_owned()));
+        self.restart();
+    }
+
     /// Starts it again after [`Tgt::kill`], with the same units.
     pub fn restart(&mut self) {
         self.kill();

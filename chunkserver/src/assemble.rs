@@ -26,7 +26,7 @@ use crate::config::{
 use crate::data_path::{DataPath, PathLocks};
 use crate::dying::Try;
 use crate::exit::Failure;
-use crate::occupancy::{CarefulPort, Door, Occupancy, WATCH};
+use crate::occupancy::{CarefulPort, Lookout, Occupancy, WATCH};
 
 /// Sessions that look whose a unit is have this number, so that they end none of another tool.
 const LOOK_SHARD: u32 = u32::MAX;
@@ -199,15 +199,15 @@ fn unit_of(
     *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
     let ports = |role, shard| ports_of(&initiator, &device.name, unit, role, shard);
     let role = if how.is_tool { Role::Tool } else { Role::Serve };
-    let door = how.occupancy.as_ref();
-    let door = door.map(|o| Door::new(base.rt.clone(), &device.name, o.clone(), isids));
+    let lookout = how.occupancy.as_ref();
+    let lookout = lookout.map(|o| Lookout::new(base.rt.clone(), &device.name, o.clone(), isids));
     let careful = ports(role, 0)?
         .into_iter()
         .zip(ports(Role::Tool, LOOK_SHARD)?)
         .map(|(port, look)| {
             Rc::new(CarefulPort {
                 port: Rc::new(port),
-                look: door.clone().map(|door| (Rc::new(look), door)),
+                look: lookout.clone().map(|lookout| (Rc::new(look), lookout)),
                 _locks: locks.clone(),
             }) as Rc<dyn PathPort>
         })

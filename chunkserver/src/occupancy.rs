@@ -71,7 +71,7 @@ impl Occupancy {
 }
 
 /// What the ports of one unit know together.
-pub(crate) struct Door {
+pub(crate) struct Lookout {
     rt: Rt,
     device: String,
     occupancy: Rc<Occupancy>,
@@ -83,14 +83,14 @@ pub(crate) struct Door {
     dead: Cell<Option<(Uuid, u64)>>,
 }
 
-impl Door {
+impl Lookout {
     pub(crate) fn new(
         rt: Rt,
         device: &str,
         occupancy: Rc<Occupancy>,
         isids: Vec<Isid>,
-    ) -> Rc<Door> {
-        Rc::new(Door {
+    ) -> Rc<Lookout> {
+        Rc::new(Lookout {
             rt,
             device: device.to_owned(),
             occupancy,
@@ -212,9 +212,9 @@ impl Drop for Watching<'_> {
 pub(crate) struct CarefulPort {
     /// Logs in for service.
     pub(crate) port: Rc<IscsiPort>,
-    /// Looks: the same way under an ISID of its own, for the door that the ports of the unit share. `None`: the
+    /// Looks: the same way under an ISID of its own, for the lookout that the ports of the unit share. `None`: the
     /// unit is taken from whoever has it.
-    pub(crate) look: Option<(Rc<IscsiPort>, Rc<Door>)>,
+    pub(crate) look: Option<(Rc<IscsiPort>, Rc<Lookout>)>,
     /// As long as there are ports.
     pub(crate) _locks: Option<Rc<PathLocks>>,
 }
@@ -234,16 +234,19 @@ impl PathPort for CarefulPort {
         deadline: Instant,
     ) -> LocalFuture<Result<Rc<dyn PathSession>, LoginError>> {
         // A recorded session is fenced by who has judged its claim already.
-        let look = self.look.clone().filter(|(_, door)| !door.is_ours.get());
-        let (port, Some((look, door)), LoginAs::Own) = (self.port.clone(), look, &who) else {
+        let look = self
+            .look
+            .clone()
+            .filter(|(_, lookout)| !lookout.is_ours.get());
+        let (port, Some((look, lookout)), LoginAs::Own) = (self.port.clone(), look, &who) else {
             return self.port.login(who, deadline);
         };
         Box::pin(async move {
-            let rt = door.rt.clone();
+            let rt = lookout.rt.clone();
             let session = look.open(LoginAs::Own, deadline).await?;
             let sectors = session.identity().geometry.sectors;
             let begun = rt.now();
-            let judged = door.judge(&*session, sectors, deadline).await;
+            let judged = lookout.judge(&*session, sectors, deadline).await;
             let leave = rt.now() + LEAVE;
             rt.spawn(async move { session.logout(leave).await });
             judged?;
@@ -284,7 +287,7 @@ mod tests {
         pool: Pool,
         device: MemDevice,
         data_path: Rc<DataPath>,
-        door: Rc<Door>,
+        lookout: Rc<Lookout>,
         _scratch: TempDir,
     }
 
@@ -296,13 +299,13 @@ mod tests {
             let scratch = tempfile::tempdir().unwrap();
             let data_path = Rc::new(DataPath::enter(scratch.path(), ME).unwrap());
             let occupancy = Occupancy::new("vol1", &data_path);
-            let door = Door::new(rt.clone(), "sto1", occupancy, vec![ISID]);
+            let lookout = Lookout::new(rt.clone(), "sto1", occupancy, vec![ISID]);
             Unit {
                 rt,
                 pool,
                 device,
                 data_path,
-                door,
+                lookout,
                 _scratch: scratch,
             }
         }
@@ -346,7 +349,7 @@ mod tests {
             let begun = self.rt.now();
             let reader = Reader(self.device.clone());
             let deadline = begun + Duration::from_secs(1);
-            let judged = self.door.judge(&reader, SECTORS, deadline).await;
+            let judged = self.lookout.judge(&reader, SECTORS, deadline).await;
             (judged, self.rt.now() - begun)
         }
     }
@@ -359,12 +362,12 @@ mod tests {
             let blank = Unit::blank(&rt);
             let (judged, took) = blank.look().await;
             assert_eq!(judged, Ok(()));
-            assert!(took < LOOK && !blank.door.is_ours.get());
+            assert!(took < LOOK && !blank.lookout.is_ours.get());
             let unit = Unit::formatted(&rt).await;
             unit.claim(ME, 7, rt.wall()).await;
             let (judged, took) = unit.look().await;
             assert_eq!(judged, Ok(()));
-            assert!(took < LOOK && unit.door.is_ours.get());
+            assert!(took < LOOK && unit.lookout.is_ours.get());
         });
     }
 
@@ -381,7 +384,7 @@ mod tests {
                     let serve = DataPath::lock_patiently(unit.data_path.directory(), ME).unwrap();
                     let data_path = Rc::new(DataPath::enter(serve.directory(), ME).unwrap());
                     let occupancy = Occupancy::new("vol1", &data_path);
-                    unit.door = Door::new(rt.clone(), "sto1", occupancy, vec![ISID]);
+                    unit.lookout = Lookout::new(rt.clone(), "sto1", occupancy, vec![ISID]);
                     let now = rt.wall();
                     unit.claim_over(ME, &[over], 7, now).await;
                     let refresh = async {
@@ -413,7 +416,7 @@ mod tests {
                 assert!(text.contains(part), "no {part:?} in {text}");
             }
             assert!(took < LOOK);
-            assert!(unit.door.occupancy.in_use().is_some());
+            assert!(unit.lookout.occupancy.in_use().is_some());
         });
     }
 
@@ -447,7 +450,7 @@ mod tests {
             unit.claim(OTHER, 7, Wall(unit.rt.wall().0 - MINUTE)).await;
             let (judged, took) = unit.look().await;
             assert_eq!(judged, Ok(()));
-            assert!(took >= WATCH && !unit.door.occupancy.is_watching());
+            assert!(took >= WATCH && !unit.lookout.occupancy.is_watching());
             let (judged, took) = unit.look().await;
             assert_eq!(judged, Ok(()));
             assert!(took < LOOK, "{took:?}");

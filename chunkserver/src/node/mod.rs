@@ -12,6 +12,7 @@ mod naming;
 mod owner;
 mod revive;
 mod scrub;
+mod shown;
 mod slot;
 mod spares;
 pub(crate) mod survey;

@@ -17,11 +17,10 @@ use mpath::Role;
 use raid::assemble::{assemble, survey, AssembleError, LegInput};
 use raid::decide::Decision;
 use raid::witness::Witness;
-use raid::{Array, ArraySnapshot};
+use raid::Array;
 
-use crate::assemble::{Base, Leg, Opening};
+use crate::assemble::{Base, Opening};
 use crate::config::{Config, Volume, VolumeState};
-use crate::control::Metrics;
 use crate::data_path::DataPath;
 use crate::diagnosis::Diagnosis;
 use crate::events::{EventKind, EventLog, Level};
@@ -55,7 +54,7 @@ pub(crate) struct VolumeLife {
     pub(crate) config: Volume,
     /// What the master is told of it; a reload may change it.
     mark: Cell<VolumeState>,
-    options: chunk_store::Options,
+    pub(super) options: chunk_store::Options,
     window_bytes: u64,
     data_path: Rc<DataPath>,
     /// Who else has it open.
@@ -67,15 +66,15 @@ pub(crate) struct VolumeLife {
     /// Legs, then spares.
     pub(crate) legs: Vec<Rc<LegSlot>>,
     /// What the last try to begin saw of the legs.
-    seen: RefCell<Vec<model::Leg>>,
+    pub(super) seen: RefCell<Vec<model::Leg>>,
     pub(crate) array: RefCell<Option<Rc<Array>>>,
     pub(crate) store: RefCell<Option<Rc<Store>>>,
     pub(crate) scrub: Rc<Scrubber>,
     /// Told to the master and to clients.
     served: Cell<bool>,
     /// Why it is not served.
-    note: RefCell<Option<String>>,
-    state: Cell<model::VolumeState>,
+    pub(super) note: RefCell<Option<String>>,
+    pub(super) state: Cell<model::VolumeState>,
     /// What an operator said of a volume that waits, and what became of the start by that.
     pub(super) word: RefCell<Option<Word>>,
     pub(super) outcome: RefCell<Option<Result<(), String>>>,
@@ -646,105 +645,6 @@ impl VolumeLife {
     /// The leg was handed to the array by a command.
     pub(crate) fn mark_attached(slot: &LegSlot, attached: bool) {
         slot.attached.set(attached);
-    }
-
-    /// The array as it is now: taken once, and shown by all that follow.
-    pub(crate) fn array_snapshot(&self) -> Option<ArraySnapshot> {
-        self.array.borrow().as_ref().map(|array| array.snapshot())
-    }
-
-    /// What `antler status` shows of the volume.
-    pub(crate) fn volume_model(&self, array: Option<&ArraySnapshot>) -> model::Volume {
-        let store = self.store.borrow();
-        let stats = store.as_ref().map(|s| s.stats()).unwrap_or_default();
-        let failure = array.and_then(|array| array.failure.clone());
-        let failed = failure.or_else(|| stats.failed.clone());
-        let durability = match self.options.durability {
-            chunk_store::Durability::Flush => "flush",
-            chunk_store::Durability::Fua => "fua",
-            chunk_store::Durability::Cache => "cache",
-        };
-        model::Volume {
-            name: self.config.name.clone(),
-            state: if failed.is_some() {
-                model::VolumeState::Failed
-            } else if stats.read_only {
-                model::VolumeState::ReadOnly
-            } else {
-                self.state.get()
-            },
-            size_bytes: stats.size_bytes,
-            used_bytes: stats.used_bytes,
-            free_bytes: stats.free_bytes,
-            chunks: stats.chunks,
-            damaged_chunks: stats.damaged_chunks,
-            healed_blocks: stats.healed_blocks,
-            quarantined_chunks: stats.quarantined_chunks,
-            durability: durability.to_owned(),
-            unflushed_bytes: stats.unflushed_bytes,
-            unflushed_ms: stats.unflushed_ms,
-            open_ms: store.as_ref().map(|_| stats.open_ms),
-            note: failed.or_else(|| self.note.borrow().clone()),
-        }
-    }
-
-    /// What `antler arrays` shows of it.
-    pub(crate) fn array_model(&self, array: Option<&ArraySnapshot>) -> model::Array {
-        let note = self.note.borrow().clone();
-        let mut model = match array {
-            Some(array) => translate::array(array, note),
-            None => {
-                let seen = self.seen.borrow().clone();
-                translate::no_array(&self.config.name, &self.config.legs, seen, note)
-            }
-        };
-        let spares = self.spare_models(&model.legs);
-        model.legs.extend(spares);
-        model
-    }
-
-    /// What `antler paths` shows of its legs.
-    pub(crate) fn device_models(&self) -> Vec<model::Device> {
-        self.legs
-            .iter()
-            .map(|slot| match slot.leg() {
-                Some(Leg::Unit(unit)) => translate::unit(&unit, slot.alias.borrow().1.clone()),
-                Some(Leg::Local(local)) => {
-                    translate::local(&slot.device.name, Some(local.geometry()))
-                }
-                None => translate::local(&slot.device.name, None),
-            })
-            .collect()
-    }
-
-    /// Requests of its legs that did not go straight through.
-    pub(crate) fn path_events(&self) -> Vec<model::PathEvent> {
-        let units = self.legs.iter().filter_map(|slot| slot.unit());
-        units
-            .flat_map(|unit| {
-                let name = unit.name();
-                unit.traces()
-                    .iter()
-                    .map(|t| translate::trace(&name, t))
-                    .collect::<Vec<_>>()
-            })
-            .collect()
-    }
-
-    /// Adds its counters to the metrics.
-    pub(crate) fn measure(&self, array: Option<&ArraySnapshot>, metrics: &mut Metrics) {
-        for slot in &self.legs {
-            if let Some((_, metered)) = &*slot.leg.borrow() {
-                for (operation, histogram) in metered.histograms() {
-                    let key = (slot.device.name.clone(), operation);
-                    metrics.device_latency.insert(key, histogram);
-                }
-            }
-            let copied = array.map(|array| array.copied_bytes.get(&slot.device.name));
-            let copied = slot.copied_in_all(copied.map(|bytes| bytes.copied().unwrap_or(0)));
-            let key = (self.config.name.clone(), slot.device.name.clone());
-            metrics.sync_copied_bytes.insert(key, copied);
-        }
     }
 }
 

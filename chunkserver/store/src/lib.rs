@@ -27,6 +27,7 @@ mod layout;
 mod maps;
 mod medium;
 mod news;
+mod no_space;
 mod offline;
 mod open;
 mod ops;

@@ -9,7 +9,7 @@ use crate::cache::DataCache;
 use crate::core_state::Core;
 use crate::gate::Gate;
 use crate::journal::record::Record;
-use crate::journal::writer::{DataWrite, Io, Undo};
+use crate::journal::writer::{DataWrite, Io};
 use crate::layout::{sector, Ptr, UNIT_BYTES};
 use crate::maps::Missing;
 use crate::medium::{Fetched, Medium};
@@ -21,7 +21,7 @@ use crate::stale::StaleWatch;
 use crate::stats::{Counted, Counters, Stats};
 use crate::streams::Streams;
 use blockdev::{
-    Buf, Instant, IoCtx, IoError, IoResult, IoVec, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
+    Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
 };
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
@@ -35,7 +35,7 @@ use std::time::Duration;
 /// Bytes submitted without a flush before one is begun on our own account.
 const UNFLUSHED_BYTES_MAX: u64 = 64 << 20;
 /// How often background work is looked at, and the longest that anything stays unflushed.
-const TICK: Duration = Duration::from_secs(1);
+pub(crate) const TICK: Duration = Duration::from_secs(1);
 /// Changed map pages before a checkpoint is begun.
 const DIRTY_MAP_PAGES_MAX: usize = 8192;
 /// Quarantined chunks purged by age in one tick.
@@ -82,7 +82,7 @@ pub struct Store {
     flush_refused: Cell<bool>,
     /// Writes of the journal and of the checkpoint that a device refused for want of space, and
     /// that are to be sent again.
-    starved: Cell<u32>,
+    pub(crate) starved: Cell<u32>,
     flush_wanted: Cell<u64>,
     flushing: Cell<bool>,
     /// When the oldest answered change that is not durable was answered.
@@ -90,7 +90,7 @@ pub struct Store {
     pumping: Cell<bool>,
     /// What lay where a refused write's granules were to go, and the last frame that may still
     /// name these.
-    undone: RefCell<BTreeMap<Ptr, (Ptr, u64)>>,
+    pub(crate) undone: RefCell<BTreeMap<Ptr, (Ptr, u64)>>,
     /// Operations that hold on to loaded pages.
     pub(crate) holding: Cell<u32>,
     news: Newsroom,
@@ -431,7 +431,7 @@ impl Store {
         }
     }
 
-    fn on_answered(&self) {
+    pub(crate) fn on_answered(&self) {
         let answered = self.core.borrow().journal.answered();
         self.undone
             .borrow_mut()
@@ -564,88 +564,6 @@ impl Store {
         }
         self.reports.push(Report::Damaged(ChunkId(id)));
         self.reports.push(Report::ErrorOccurred);
-    }
-
-    /// A write was refused for want of space: maps the old granules again.
-    async fn undo(self: Rc<Self>, seq: u64, write: DataWrite) {
-        loop {
-            let record = self.undo_record(&write.undo);
-            let Ok(record) = record else {
-                let Err(missing) = record else { continue };
-                if let Err(error) = self.load(missing).await {
-                    return self.fail(&format!("cannot undo a refused write: {error}"));
-                }
-                continue;
-            };
-            let missing = match &record {
-                Some(record) => self.core.borrow_mut().missing(record),
-                None => Vec::new(),
-            };
-            if !missing.is_empty() {
-                if let Err(error) = self.load(missing).await {
-                    return self.fail(&format!("cannot undo a refused write: {error}"));
-                }
-                continue;
-            }
-            let last = match &record {
-                Some(record) => self.append(record, Vec::new()),
-                // Everything was overwritten since: what did that must be answered first.
-                None => self.core.borrow().journal.last_seq(),
-            };
-            write.refused.set(true);
-            let fresh = write.undo.iter().filter(|u| !u.new.is_hole());
-            let last_seq = self.core.borrow().journal.last_seq();
-            self.undone
-                .borrow_mut()
-                .extend(fresh.map(|u| (u.new, (u.old, last_seq))));
-            let advanced = self.core.borrow_mut().journal.handle_refused(seq, last);
-            if advanced {
-                self.on_answered();
-            }
-            self.pump();
-            return;
-        }
-    }
-
-    /// The record that restores what `undo` says where nobody wrote since, or what is missing to
-    /// tell.
-    fn undo_record(&self, undo: &[Undo]) -> Result<Option<Record>, Vec<Missing>> {
-        let mut core = self.core.borrow_mut();
-        let Core { dir, maps, .. } = &mut *core;
-        let Some(first) = undo.first() else {
-            return Ok(None);
-        };
-        let (page, _) = crate::maps::locate(first.granule);
-        if dir.get(first.slot).kind == crate::directory::Kind::Empty {
-            return Ok(None);
-        }
-        if let Some(missing) = maps.need(dir, first.slot, page) {
-            return Err(vec![missing]);
-        }
-        let is_ours = |u: &Undo| maps.ptr(u.slot, u.granule) == u.new;
-        if !undo.iter().any(is_ours) {
-            return Ok(None);
-        }
-        // One block, neighbouring granules: one record. What was overwritten stays as it is.
-        let ptrs = undo.iter().map(|u| match is_ours(u) {
-            true => self.what_lay_there(u.old),
-            false => maps.ptr(u.slot, u.granule),
-        });
-        Ok(Some(Record::Map {
-            slot: first.slot,
-            block: (first.granule / 16) as u16,
-            first: (first.granule % 16) as u8,
-            ptrs: ptrs.collect(),
-        }))
-    }
-
-    /// `ptr`, or what it replaced if its data was refused, too.
-    fn what_lay_there(&self, mut ptr: Ptr) -> Ptr {
-        let undone = self.undone.borrow();
-        while let Some((old, _)) = undone.get(&ptr) {
-            ptr = *old;
-        }
-        ptr
     }
 
     /// Background work, once a second.
@@ -848,33 +766,6 @@ impl Joiner for Store {
 }
 
 impl Store {
-    /// A thin unit had no space for a frame: nothing later counts, and no write is accepted, until it
-    /// takes the frame.
-    fn resend_later(&self, seq: u64, unit: u64, data: IoVec) {
-        let me = self.rc();
-        self.rt.spawn(async move {
-            me.await_space().await;
-            me.core.borrow_mut().journal.resend(seq, unit, data);
-            me.pump();
-        });
-    }
-
-    /// A device refused a write that cannot be given up: time passes, with writers refused.
-    pub(crate) async fn await_space(&self) {
-        self.tell(
-            News::SpaceLow,
-            "a unit below has no space for the store's own writes".into(),
-        );
-        self.starved.set(self.starved.get() + 1);
-        self.rt.sleep(TICK).await;
-        self.starved.set(self.starved.get() - 1);
-    }
-
-    /// Whether a device has no space for what the store must write itself.
-    pub(crate) fn is_starved(&self) -> bool {
-        self.starved.get() > 0
-    }
-
     fn data_arrived(&self, write: &DataWrite, arrived: bool) {
         /// Larger writes are a stream that is rarely read at once.
         const KEEP_BYTES_MAX: usize = 16 << 10;

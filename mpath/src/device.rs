@@ -268,6 +268,7 @@ impl MultipathDevice {
     pub async fn close(&self) {
         let inner = &self.inner;
         let deadline = inner.rt.now() + LEAVE;
+        let _ = inner.rt.by(deadline, inner.clear_keys()).await;
         inner.is_closed.set(true);
         let mut byes = Vec::new();
         for path in inner.all_paths() {

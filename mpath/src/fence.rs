@@ -99,7 +99,7 @@ impl Inner {
     pub(crate) fn fencing(&self) -> Option<Fencing> {
         let unit = self.unit.borrow();
         let unit = unit.as_ref()?;
-        Some(fencing(self.config.borrow().fence, unit))
+        Some(fencing(self.fence_policy(), unit))
     }
 
     pub(crate) fn fence_op(&self, ctx: IoCtx) -> Completion {

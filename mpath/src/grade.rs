@@ -7,7 +7,8 @@
 //!   done.
 //! - LIO (`LIO-ORG`): LOGICAL UNIT RESET skips commands of connections being torn down, so the
 //!   barrier is a TEST UNIT READY with the ORDERED attribute.
-//! - istgt (`FreeBSD` `iSCSI DISK`): nothing waits for the back end: no proof is possible.
+//! - istgt (`FreeBSD` `iSCSI DISK`): nothing waits for the back end: no proof is possible. Its
+//!   PREEMPT AND ABORT keeps the oldest registration whichever key it is told to take away.
 //! - others: assumed to follow SAM-5 (a reset is answered when the commands it ends are ended).
 
 use crate::config::FencePolicy;
@@ -58,6 +59,8 @@ pub(crate) struct Fencing {
     /// The barrier ends commands of its own session without an answer (SAM-5 §7.6); elsewhere they
     /// go on and are answered.
     pub(crate) ends_commands: bool,
+    /// PREEMPT AND ABORT is not known to do something else.
+    pub(crate) can_preempt: bool,
 }
 
 /// How the unit is fenced.
@@ -68,36 +71,37 @@ pub(crate) fn fencing(policy: FencePolicy, unit: &UnitIdentity) -> Fencing {
             barrier: Barrier::LunReset,
             any_portal: true,
             ends_commands: false,
+            can_preempt: true,
         },
         ("LIO-ORG", _) => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::OrderedTestUnitReady,
             any_portal: false,
             ends_commands: false,
+            can_preempt: true,
         },
         ("FreeBSD", "iSCSI DISK") => Fencing {
             grade: FenceGrade::None,
             barrier: Barrier::Time,
             any_portal: false,
             ends_commands: false,
+            can_preempt: false,
         },
         _ => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::LunReset,
             any_portal: false,
             ends_commands: true,
+            can_preempt: true,
         },
     };
     match policy {
         FencePolicy::Auto => table,
-        FencePolicy::Pr => Fencing {
+        FencePolicy::Pr if table.can_preempt => Fencing {
             grade: FenceGrade::Assumed,
-            barrier: match table.barrier {
-                Barrier::Time => Barrier::LunReset,
-                other => other,
-            },
             ..table
         },
+        FencePolicy::Pr => table,
         FencePolicy::Reinstate if table.barrier == Barrier::Time => Fencing {
             grade: FenceGrade::Assumed,
             barrier: Barrier::LunReset,

@@ -13,6 +13,7 @@ use crate::group::Group;
 use crate::news::News;
 use crate::path::{Path, Phase};
 use crate::request::{Attempt, AttemptLog, Joint, JointEnd, Request, Sink, State, Work};
+use crate::reserve::Keys;
 use crate::signal::Signal;
 use crate::slab::{Slab, Token};
 use crate::sweep::Sweep;
@@ -70,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) news: News,
     pub(crate) sweep: Sweep,
     pub(crate) fence: Fence,
+    pub(crate) keys: Keys,
     pub(crate) gate: RefCell<Option<Weak<dyn Admission>>>,
     /// The device is refused to us for good (P11).
     pub(crate) barred: RefCell<Option<IoError>>,
@@ -97,7 +99,6 @@ impl Inner {
         Rc::new_cyclic(|me| Inner {
             me: me.clone(),
             sweep: Sweep::new(),
-            config: RefCell::new(config),
             role: Cell::default(),
             paths: RefCell::default(),
             groups: RefCell::default(),
@@ -118,6 +119,7 @@ impl Inner {
             cache: Cache::default(),
             news: News::default(),
             fence: Fence::default(),
+            keys: Keys::new(config.fence),
             gate: RefCell::default(),
             barred: RefCell::default(),
             all_down_since: Cell::new(Some(now)),
@@ -130,6 +132,7 @@ impl Inner {
             failovers: Cell::new(0),
             longest_stall: Cell::new(Duration::ZERO),
             hedge_credit: Cell::new(HEDGE_CREDIT_MAX),
+            config: RefCell::new(config),
             rt,
         })
     }

@@ -43,7 +43,7 @@ const LOGOUT_ANSWER: Duration = Duration::from_millis(500);
 const TARGET_WANTS: &str = "the target asked for a logout";
 
 /// Why a session does not serve.
-enum Unfit {
+pub(crate) enum Unfit {
     /// Not the device, or not ours: only an operator can help.
     Misconfigured(String),
     /// Lost or unanswered meanwhile.
@@ -294,7 +294,7 @@ impl Inner {
         if path.has_failed() {
             self.earn_return(live, &identity, deadline).await?;
         }
-        self.register_key(path, live).await.map_err(Unfit::Lost)?;
+        self.register_key(path, live).await?;
         let gate = self.gate.borrow().as_ref().and_then(Weak::upgrade);
         if let Some(gate) = gate {
             self.admit(live, gate).await?;

@@ -315,7 +315,7 @@ fn by_key() -> Config {
 /// preempted key does. What the network held meets a conflict.
 #[test]
 fn pr_fences_across_portal_groups() {
-    for flavour in [Flavour::Standard, Flavour::Lio, Flavour::Istgt] {
+    for flavour in [Flavour::Standard, Flavour::Lio] {
         let options = SanOptions {
             portal_groups: vec![1, 2],
             ..options(flavour)
@@ -380,7 +380,96 @@ fn pr_start_up_takes_away_every_other_key() {
     assert_eq!(san.peek(Sector(8))[0], 4);
 }
 
-/// A unit that refuses PREEMPT AND ABORT (tgt does) has no fence by key, and says so.
+/// A unit without PREEMPT AND ABORT (tgt has none), or with a wrong one (istgt), is refused before
+/// anything is reserved on it.
+#[test]
+fn pr_is_refused_at_the_login_where_it_cannot_work() {
+    is_refused(Flavour::Tgt, "the unit has no PREEMPT AND ABORT (5/24/00)");
+    is_refused(Flavour::Istgt, "takes away other keys than the one named");
+}
+
+fn is_refused(flavour: Flavour, why: &str) {
+    let world = VirtualRt::new(3);
+    let pool = Pool::new(16 << 20);
+    let san = San::new(world.rt(), pool.clone(), options(flavour));
+    san.refuse_barriers(true);
+    let open = |config| {
+        let device = Rc::new(MultipathDevice::new(world.rt(), config, vec![san.port(0)]));
+        let opened = device.clone();
+        (
+            device,
+            world.block_on(async move { opened.opened(Instant::FAR).await }),
+        )
+    };
+    let (device, refused) = open(by_key());
+    let error = refused.expect_err("refused").to_string();
+    assert!(error.contains(why), "{error}");
+    drop(device);
+    let (device, opened) = open(config());
+    opened.expect("a path is up");
+    let op = Op::Write {
+        at: Sector(8),
+        data: pool.copy_now(&[1; 4096]),
+        want: Durability::Cache,
+    };
+    let written = world.block_on(device.submit(op, IoCtx::foreground()));
+    written.expect("nothing is reserved");
+}
+
+/// After an orderly end whoever uses no keys may write; after another one nobody may.
+#[test]
+fn pr_leaves_a_reservation_only_where_something_is_unanswered() {
+    for is_orderly in [true, false] {
+        let rig = Rig::with(options(Flavour::Standard), by_key());
+        rig.world.block_on(rig.write(8, 1)).unwrap();
+        if !is_orderly {
+            rig.san.set_link(0, Link::Silent);
+            rig.world.block_on(rig.write(8, 2)).unwrap();
+        }
+        let device = rig.device.clone();
+        rig.world.block_on(async move { device.close().await });
+        // Another session than those whose keys may be left.
+        let ports = vec![rig.san.port_with(1, Isid([0x80, 9, 9, 9, 9, 9]))];
+        let next = MultipathDevice::new(rig.world.rt(), config(), ports);
+        let next = Rc::new(next);
+        let opened = next.clone();
+        let opened = rig
+            .world
+            .block_on(async move { opened.opened(Instant::FAR).await });
+        opened.expect("a path is up");
+        let op = Op::Write {
+            at: Sector(8),
+            data: rig.pool.copy_now(&[3; 4096]),
+            want: Durability::Cache,
+        };
+        let written = rig.world.block_on(next.submit(op, IoCtx::foreground()));
+        assert_eq!(written.is_ok(), is_orderly, "{written:?}");
+    }
+}
+
+/// A reload cannot change what is registered: keys are used, and are those, until the device closes.
+#[test]
+fn pr_stays_as_it_was_when_the_device_was_opened() {
+    let options = SanOptions {
+        portal_groups: vec![1, 2],
+        ..options(Flavour::Standard)
+    };
+    let rig = Rig::with(options, by_key());
+    rig.device.reconfigure(Config {
+        reservation_key: Some(0x77),
+        ..config()
+    });
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let (result, time) = rig.time(rig.write(8, 4));
+    assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
+    rig.san.set_link(0, Link::Up);
+    rig.run(Duration::from_secs(10));
+    assert_eq!(rig.content(8), 4);
+    assert_eq!(rig.device.snapshot().state, DeviceState::Ready);
+}
+
+/// A fence that the unit refuses when it is needed is none, and says so.
 #[test]
 fn pr_refused_is_no_fence() {
     let rig = Rig::with(options(Flavour::Standard), by_key());

@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::origin::Setting;
 use super::schema::{self, Effect};
-use super::types::{Chunkserver, Config, Device, DeviceKind, Iscsi, Multipath, Volume};
+use super::types::{Chunkserver, Config, Device, DeviceKind, Fence, Iscsi, Multipath, Volume};
+use super::value::Value;
 
 /// What becomes of a key whose value differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,12 +206,23 @@ impl<'a> Plan<'a> {
                 _ => &[schema::ADMIN],
             },
         };
+        // Keys are registered at a login or are not, and stay so.
+        if name == "fence" && self.says(key, "pr") {
+            return Some(Fate::AtRestart);
+        }
         let known = tables.iter().find_map(|keys| schema::find(keys, name));
         match known.map(|key| key.effect) {
             Some(Effect::Live) => Some(Fate::Changed),
             Some(Effect::Start) | None => Some(Fate::AtRestart),
             Some(Effect::Nothing(_) | Effect::Deprecated(_)) => None,
         }
+    }
+
+    /// Whether the key has that value before or after.
+    fn says(&self, key: &str, value: &str) -> bool {
+        let settings = self.old.settings.iter().chain(&self.new.settings);
+        let mut of_key = settings.filter(|s| s.key == key);
+        of_key.any(|s| s.value == Value::Text(value.to_owned()))
     }
 
     /// `None`: it stays, and each key has its own fate.
@@ -346,8 +358,14 @@ fn iscsi(old: &Iscsi, new: &Iscsi) -> Iscsi {
 }
 
 fn multipath(old: &Multipath, new: &Multipath) -> Multipath {
+    let fence = if (old.fence == Fence::Pr) == (new.fence == Fence::Pr) {
+        new.fence
+    } else {
+        old.fence
+    };
     Multipath {
         reservation_key: old.reservation_key,
+        fence,
         ..new.clone()
     }
 }

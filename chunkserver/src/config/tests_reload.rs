@@ -1,7 +1,7 @@
 //! What a reload takes over, and what it says of it.
 
 use super::tests::judge;
-use super::{Config, DeviceKind, Fate, Reload, VolumeState};
+use super::{Config, DeviceKind, Fate, Fence, Reload, VolumeState};
 
 const SITE: &str = r#"
 [chunkserver]
@@ -52,6 +52,24 @@ fn edit(text: &str, from: &str, to: &str) -> String {
 
 fn volumes(config: &Config) -> Vec<&str> {
     config.volumes.iter().map(|v| v.name.as_str()).collect()
+}
+
+/// Sessions that live on have registered keys, or have not.
+#[test]
+fn fence_by_keys_begins_and_ends_at_a_restart() {
+    let with = |fence: &str| format!("{SITE}\n[multipath]\nfence = {fence:?}\n");
+    let fence = |effect: &Config| match &effect.device("sto1").unwrap().kind {
+        DeviceKind::Iscsi(unit) => unit.multipath.fence,
+        DeviceKind::Local(_) => panic!(),
+    };
+    for (from, to) in [("auto", "pr"), ("pr", "reinstate")] {
+        let (said, effect) = reload(&with(from), &with(to));
+        assert_eq!(said, "needs restart: multipath.fence", "{from} {to}");
+        assert_eq!(fence(&effect) == Fence::Pr, from == "pr");
+    }
+    let (said, effect) = reload(&with("auto"), &with("reinstate"));
+    assert_eq!(said, "changed: multipath.fence");
+    assert_eq!(fence(&effect), Fence::Reinstate);
 }
 
 #[test]

@@ -259,13 +259,13 @@ impl NoPathRetry {
 /// `fence`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
-    /// By reinstatement within a portal group, else by PREEMPT AND ABORT.
+    /// As the target's grade says: reinstatement, and the barrier that it honours.
     Auto,
     /// Session reinstatement and LOGICAL UNIT RESET only.
     Reinstate,
     /// Persistent reservations only.
     Pr,
-    /// Never (a leg with an unanswered write stays out).
+    /// By nothing: after `fence_assume` without a write old ones are taken for dead.
     None,
 }
 

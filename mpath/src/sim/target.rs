@@ -182,6 +182,20 @@ pub(crate) struct Target {
     news: Vec<Told>,
 }
 
+/// CHECK CONDITION with this sense.
+fn check_condition(key: u8, asc: u8, ascq: u8) -> CommandResult {
+    Err(CommandError::Status {
+        status: 2,
+        sense: Some(Sense {
+            key,
+            asc,
+            ascq,
+            deferred: false,
+            information: None,
+        }),
+    })
+}
+
 impl Target {
     pub(crate) fn new(networks: Vec<Network>, has_cache: bool) -> Target {
         Target {
@@ -746,13 +760,33 @@ impl Target {
                 Some(Ok(Done::Written))
             }
             Command::ReserveOut(ReserveOut::PreemptAndAbort { own, victim, .. }) => {
-                if self.refuses_barriers || registered != Some(*own) {
+                if self.refuses_barriers {
+                    // As tgt: INVALID FIELD IN CDB.
+                    return Some(check_condition(5, 0x24, 0));
+                }
+                if registered != Some(*own) {
                     return Some(conflict);
                 }
                 self.keys.retain(|_, key| key != victim);
                 if self.holder == Some(*victim) {
                     self.holder = Some(*own);
                 }
+                Some(Ok(Done::Written))
+            }
+            Command::ReserveOut(ReserveOut::Register { own, new: 0, .. }) => {
+                if registered != Some(*own) {
+                    return Some(conflict);
+                }
+                self.keys.remove(&nexus);
+                self.holder = self.holder.filter(|holder| holder != own);
+                Some(Ok(Done::Written))
+            }
+            Command::ReserveOut(ReserveOut::Clear { own }) => {
+                if registered != Some(*own) {
+                    return Some(conflict);
+                }
+                self.keys.clear();
+                self.holder = None;
                 Some(Ok(Done::Written))
             }
             Command::ReserveOut(_) => Some(conflict),
@@ -777,23 +811,11 @@ impl Target {
 
     /// What ALUA makes of a command: the list, or a refusal.
     fn access_answer(&self, id: u64, command: &Command, world: &World) -> Option<CommandResult> {
-        let check = |key, asc, ascq| {
-            Err(CommandError::Status {
-                status: 2,
-                sense: Some(Sense {
-                    key,
-                    asc,
-                    ascq,
-                    deferred: false,
-                    information: None,
-                }),
-            })
-        };
         if self.access.is_empty() {
             return None;
         }
         match command {
-            Command::ReportTargetPortGroupsExtended => return Some(check(5, 0x24, 0)),
+            Command::ReportTargetPortGroupsExtended => return Some(check_condition(5, 0x24, 0)),
             Command::ReportTargetPortGroups => {
                 let groups = self.access.iter().zip(1u8..);
                 let list: Vec<u8> = groups
@@ -809,9 +831,9 @@ impl Target {
             _ => {}
         }
         match self.access.get(self.network_of(id)).map(|code| code & 0x0F) {
-            Some(0x2) => Some(check(2, 4, 0x0B)),
-            Some(0x3) => Some(check(2, 4, 0x0C)),
-            Some(0xF) => Some(check(2, 4, 0x0A)),
+            Some(0x2) => Some(check_condition(2, 4, 0x0B)),
+            Some(0x3) => Some(check_condition(2, 4, 0x0C)),
+            Some(0xF) => Some(check_condition(2, 4, 0x0A)),
             _ => None,
         }
     }

@@ -36,6 +36,19 @@ impl Istgt {
         portals: &[SocketAddrV4],
         size_bytes: u64,
     ) -> Self {
+        let identity = ["ANTLER", "TESTDISK"];
+        Self::start_as(identity, scratch, place, name, portals, size_bytes)
+    }
+
+    /// The same, with this vendor and product; it calls itself `FreeBSD`, `iSCSI DISK` if left alone.
+    pub fn start_as(
+        [vendor, product]: [&str; 2],
+        scratch: &Scratch,
+        place: Place,
+        name: &str,
+        portals: &[SocketAddrV4],
+        size_bytes: u64,
+    ) -> Self {
         let dir = scratch.sub(name);
         let write = |file: &str, text: &str| {
             let path = dir.join(file);
@@ -69,7 +82,7 @@ impl Istgt {
                  [InitiatorGroup1]\n  InitiatorName \"ALL\"\n  Netmask ALL\n\
                  [LogicalUnit1]\n  TargetName {name}\n  Mapping PortalGroup1 InitiatorGroup1\n  \
                  AuthMethod None\n  AuthGroup AuthGroup1\n  UseDigest Auto\n  UnitType Disk\n  \
-                 UnitInquiry \"ANTLER\" \"TESTDISK\" \"1\" \"{name}\"\n  QueueDepth 64\n  \
+                 UnitInquiry \"{vendor}\" \"{product}\" \"1\" \"{name}\"\n  QueueDepth 64\n  \
                  LUN0 Storage {state}/lun0.img {}MB\n",
                 size_bytes >> 20
             ),

@@ -128,6 +128,8 @@ pub(crate) fn build(mut s: Sections, path: &Path, dir: &Path, env: &Environment)
         b.show(section, keys);
     }
     b.settings.extend(b.site.settings());
+    let (site, all_units) = (b.site.clone(), b.all_units.clone());
+    site.judge(&all_units, &mut b.errors, &mut b.warnings);
     let (volumes, volume_settings) = b.volumes(&s.volumes, &s.devices);
     let devices = b.devices(&s, &volumes);
     b.settings.extend(volume_settings);

@@ -118,6 +118,11 @@ impl Section {
             .map_or(Origin::Default, |(_, o)| o.clone())
     }
 
+    /// Whether a value of the section stands there.
+    pub(crate) fn has_line(&self, origin: &Origin) -> bool {
+        self.values.values().any(|(_, own)| own == origin)
+    }
+
     /// The same section, with the values of `parent` where it has none.
     pub(crate) fn over(&self, parent: &Section) -> Section {
         let mut both = self.clone();

@@ -27,16 +27,55 @@ const OWN_KEYS: [&str; 5] = [
     "fence_fail",
     "fence_assume",
 ];
-/// multipath.conf(5) takes these in `defaults` alone.
-const DEFAULTS_ONLY: [&str; 3] = ["polling_interval", "max_polling_interval", "bindings_file"];
-/// And these not in `multipath`, where hardware is no matter any more.
-const NOT_BY_WWID: [&str; 6] = [
+/// Where multipath.conf(5) takes an option beside `defaults`: in `overrides`, `device` and `multipath`.
+const OF_MAPS: [&str; 25] = [
+    "path_grouping_policy",
+    "path_selector",
+    "prio",
+    "prio_args",
+    "features",
+    "failback",
+    "rr_weight",
+    "no_path_retry",
+    "rr_min_io",
+    "rr_min_io_rq",
+    "flush_on_last_del",
+    "user_friendly_names",
+    "deferred_remove",
+    "san_path_err_threshold",
+    "san_path_err_forget_rate",
+    "san_path_err_recovery_time",
+    "marginal_path_double_failed_time",
+    "marginal_path_err_sample_time",
+    "marginal_path_err_rate_threshold",
+    "marginal_path_err_recheck_gap_time",
+    "delay_watch_checks",
+    "delay_wait_checks",
+    "skip_kpartx",
+    "max_sectors_kb",
+    "ghost_delay",
+];
+/// In `overrides` and `device`, for `multipath` knows no hardware.
+const OF_HARDWARE: [&str; 19] = [
+    "path_checker",
     "alias_prefix",
+    "uid_attribute",
+    "fast_io_fail_tmo",
+    "dev_loss_tmo",
+    "eh_deadline",
+    "max_retries",
+    "retain_attached_hw_handler",
+    "detect_prio",
     "detect_checker",
     "detect_pgpolicy",
     "detect_pgpolicy_use_tpg",
-    "detect_prio",
     "recheck_wwid",
+    "all_tg_pt",
+    "purge_disconnected",
+    "unpriv_sgio",
+    "getuid_callout",
+    "pg_timeout",
+    "hardware_handler",
 ];
 
 /// A judged `multipath.conf`.
@@ -269,11 +308,12 @@ impl Scope {
     fn takes(self, key: &str) -> bool {
         match self {
             Scope::Defaults => true,
-            Scope::Multipath => !DEFAULTS_ONLY.contains(&key) && !NOT_BY_WWID.contains(&key),
+            Scope::Multipath => OF_MAPS.contains(&key) || key == "reservation_key",
             Scope::Protocol => ["fast_io_fail_tmo", "dev_loss_tmo", "eh_deadline"].contains(&key),
-            Scope::Overrides | Scope::Devices => {
-                !DEFAULTS_ONLY.contains(&key) && key != "reservation_key"
+            Scope::Overrides => {
+                (OF_MAPS.contains(&key) || OF_HARDWARE.contains(&key)) && key != "hardware_handler"
             }
+            Scope::Devices => OF_MAPS.contains(&key) || OF_HARDWARE.contains(&key),
         }
     }
 
@@ -383,7 +423,7 @@ impl Reader {
             };
             if !scope.takes(key) {
                 let text = format!(
-                    "{key} has no effect in a {} section: multipath.conf(5) does not take it there",
+                    "{key} has no effect within {}: multipath.conf(5) does not take it there",
                     scope.name()
                 );
                 self.warn(key, entry.line, text);

@@ -171,12 +171,92 @@ fn what_multipath_conf_says_in_vain() {
         "vain.conf:7: reservation_key has no effect with fence \"auto\"",
         "vain.conf:8: getuid_callout is deprecated and has no effect",
         "vain.conf:11: a multipath section without a wwid applies to nothing",
-        "vain.conf:16: polling_interval has no effect in a multipath section",
+        "vain.conf:16: polling_interval has no effect within multipath:",
         "vain.conf:20: devnode in blacklist has no effect here",
         "vain.conf:21: unknown option \"wwdi\" in blacklist is ignored; did you mean \"wwid\"?",
     ] {
         let found = got.iter().filter(|w| w.contains(want)).count();
         assert_eq!(found, 1, "wanted {want}\ngot {got:#?}");
+    }
+}
+
+/// Each option where multipath.conf(5) lists it, and nowhere else.
+#[test]
+fn options_in_sections_that_do_not_take_them() {
+    let conf = "devices {\n device {\n  vendor x\n  checker_timeout 5\n  marginal_pathgroups on\n  \
+                hardware_handler 0\n  path_checker tur\n }\n}\n\
+                multipaths {\n multipath {\n  wwid 36001\n  path_checker tur\n  fast_io_fail_tmo 5\n  \
+                prio const\n }\n}\n\
+                overrides {\n hardware_handler 0\n verbosity 3\n path_checker tur\n}\n";
+    let loaded = with_conf("scopes.conf", conf, "");
+    assert!(loaded.errors.is_empty(), "{:?}", loaded.errors);
+    let got = loaded.warnings.iter().map(ToString::to_string);
+    let got: Vec<String> = got.filter(|w| w.contains("does not take it")).collect();
+    let want = [
+        "scopes.conf:4: checker_timeout has no effect within device:",
+        "scopes.conf:5: marginal_pathgroups has no effect within device:",
+        "scopes.conf:13: path_checker has no effect within multipath:",
+        "scopes.conf:14: fast_io_fail_tmo has no effect within multipath:",
+        "scopes.conf:19: hardware_handler has no effect within overrides:",
+        "scopes.conf:20: verbosity has no effect within overrides:",
+    ];
+    assert_eq!(got.len(), want.len(), "{got:#?}");
+    for (got, want) in got.iter().zip(want) {
+        assert!(got.contains(want), "wanted {want}\ngot {got}");
+    }
+}
+
+/// What only a unit that fits will meet is judged when the file is read.
+#[test]
+fn sections_that_wait_for_a_unit_are_judged_at_once() {
+    let device = |lines: &str| format!("devices {{\n device {{\n  vendor x\n{lines} }}\n}}\n");
+    for (lines, want) in [
+        (
+            "  prio weightedpath\n  prio_args \"serial ( 1\"\n",
+            "waits.conf:5: prio_args: weightedpath: \"(\"",
+        ),
+        (
+            "  path_selector \"round-robin x\"\n",
+            "waits.conf:4: path_selector:",
+        ),
+        (
+            "  san_path_err_threshold 3\n",
+            "waits.conf:4: san_path_err_threshold works only",
+        ),
+    ] {
+        let got = with_conf("waits.conf", &device(lines), "").errors;
+        let got: Vec<String> = got.iter().map(ToString::to_string).collect();
+        assert!(
+            got.len() == 1 && got[0].contains(want),
+            "wanted {want}\ngot {got:#?}"
+        );
+    }
+    let named = "multipaths {\n multipath {\n  wwid 36009\n  prio path_latency\n  prio_args io_num=5\n }\n}\n";
+    let got = with_conf("waits.conf", named, "").errors;
+    assert!(
+        got.len() == 1 && got[0].to_string().contains("waits.conf:5: prio_args"),
+        "{got:?}"
+    );
+    // What stands above or beneath it counts too.
+    let whole = device("  prio weightedpath\n");
+    let fits = with_conf("waits.conf", &whole, "prio_args = \"devname . 1\"\n");
+    assert!(fits.errors.is_empty(), "{:?}", fits.errors);
+    // And what acts otherwise than it says.
+    let loaded = with_conf(
+        "waits.conf",
+        &device("  prio emc\n  path_checker rdac\n"),
+        "",
+    );
+    let got: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    for want in [
+        "waits.conf:4: prio emc acts as const",
+        "waits.conf:5: path_checker rdac acts as tur",
+    ] {
+        assert_eq!(
+            got.iter().filter(|w| w.contains(want)).count(),
+            1,
+            "{got:#?}"
+        );
     }
 }
 

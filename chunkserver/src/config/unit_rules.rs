@@ -10,7 +10,7 @@ use super::multipath::multipath;
 use super::origin::{Problem, Setting};
 use super::schema;
 use super::section::Section;
-use super::site_conf::SiteConf;
+use super::site_conf::{Hardware, SiteConf};
 use super::types::Multipath;
 
 /// What a unit says of itself, as far as `multipath.conf` asks.
@@ -141,13 +141,17 @@ impl UnitRules {
 impl SiteConf {
     /// `top` over the overrides, the hardware that fits, the defaults, and what nobody set.
     pub(crate) fn beneath(&self, top: Section, unit: Option<&UnitFacts<'_>>) -> Section {
+        self.beneath_with(top, |hardware| unit.is_some_and(|u| hardware.fits(u)))
+    }
+
+    fn beneath_with(&self, top: Section, fits: impl Fn(&Hardware) -> bool) -> Section {
         let mut full = top;
         for protocol in self.protocols.iter().rev() {
             full = full.over(protocol);
         }
         full = full.over(&self.overrides);
         for hardware in self.hardware.iter().rev() {
-            if unit.is_some_and(|u| hardware.fits(u)) {
+            if fits(hardware) {
                 full = full.over(&hardware.options);
             }
         }
@@ -156,5 +160,31 @@ impl SiteConf {
             panic!("@{name} is not computed here")
         });
         full
+    }
+
+    /// Judges the sections that wait for a unit, each as it would act upon a unit that no other section of
+    /// its kind fits. `all`: `[multipath]`, as it stands in the file.
+    pub(crate) fn judge(
+        &self,
+        all: &Section,
+        errors: &mut Vec<Problem>,
+        warnings: &mut Vec<Problem>,
+    ) {
+        let hardware = self.hardware.iter().map(|one| {
+            let full = self.beneath_with(all.clone(), |other| std::ptr::eq(one, other));
+            (&one.options, full)
+        });
+        let named = self.multipaths.iter().map(|one| {
+            let full = self.beneath(all.over(&one.options), None);
+            (&one.options, full)
+        });
+        for (own, mut full) in hardware.chain(named) {
+            full.name.clone_from(&own.name);
+            let (mut wrong, mut vain) = (Vec::new(), Vec::new());
+            multipath(&mut full, false, &mut wrong, &mut vain);
+            // What other sections said is judged where they stand.
+            errors.extend(wrong.into_iter().filter(|p| own.has_line(&p.origin)));
+            warnings.extend(vain.into_iter().filter(|p| own.has_line(&p.origin)));
+        }
     }
 }

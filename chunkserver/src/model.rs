@@ -283,6 +283,18 @@ pub struct Device {
     pub failovers: u64,
     /// The longest a request waited for another path.
     pub longest_stall_ms: u64,
+    /// Times that requests were failed for want of a path.
+    #[serde(default)]
+    pub map_failures: u64,
+    /// Layouts of its groups.
+    #[serde(default)]
+    pub map_loads: u64,
+    /// How long requests waited for a path, all in all.
+    #[serde(default)]
+    pub queueing_ms: u64,
+    /// Times that `no_path_retry` ran out.
+    #[serde(default)]
+    pub queueing_timeouts: u64,
     /// hwhandler of `multipath -ll`: ALUA was found.
     #[serde(default)]
     pub alua: bool,

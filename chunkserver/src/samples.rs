@@ -64,6 +64,10 @@ fn device(name: &str, wwid: &str, state: DeviceState, groups: Vec<Group>) -> Dev
         max_sectors_kb: Some(1024),
         failback: Some("immediate".to_owned()),
         queueing: Some("12 chk".to_owned()),
+        map_failures: 1,
+        map_loads: 4,
+        queueing_ms: 61_400,
+        queueing_timeouts: 1,
     }
 }
 

@@ -72,6 +72,19 @@ fn group(policy: Grouping, config: &Config, paths: &[Rc<Path>], rt: &Rt) -> Vec<
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
+/// Whether the same paths are in the same groups, in whatever order the selector has them.
+fn is_same_layout(a: &[Group], b: &[Group]) -> bool {
+    let layout = |groups: &[Group]| -> Vec<Vec<usize>> {
+        let sorted = groups.iter().map(|group| {
+            let mut order = group.order.clone();
+            order.sort_unstable();
+            order
+        });
+        sorted.collect()
+    };
+    layout(a) == layout(b)
+}
+
 /// Integer mean of the priorities of the paths that are up; of all, if none is.
 fn mean_priority(config: &Config, order: &[usize], paths: &[Rc<Path>]) -> i32 {
     let of = |only_up: bool| {
@@ -103,7 +116,10 @@ impl Inner {
             let path = *before.get(at)?.order.first()?;
             groups.iter().position(|g| g.order.contains(&path))
         });
-        *self.groups.borrow_mut() = groups;
+        let before = self.groups.replace(groups);
+        if !is_same_layout(&before, &self.groups.borrow()) {
+            self.tally.loads.set(self.tally.loads.get() + 1);
+        }
         self.current_group.set(in_use);
         if was_best && in_use.is_some_and(|at| at > 0) {
             self.delay_failback();

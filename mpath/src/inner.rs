@@ -18,6 +18,7 @@ use crate::signal::Signal;
 use crate::slab::{Slab, Token};
 use crate::sweep::Sweep;
 use crate::taint::{Taint, TaintId, Taints};
+use crate::tally::Tally;
 use blockdev::path::{CommandResult, Sent, UnitIdentity};
 use blockdev::{
     completion, Admission, Completion, Done, Durability, Event, Geometry, Instant, IoCtx, IoError,
@@ -85,6 +86,7 @@ pub(crate) struct Inner {
     pub(crate) next_attempt: Cell<u64>,
     pub(crate) next_seq: Cell<u64>,
     pub(crate) failovers: Cell<u64>,
+    pub(crate) tally: Tally,
     pub(crate) longest_stall: Cell<Duration>,
     /// Hedges allowed on a path that is heard, in fiftieths: 2 % of the requests.
     hedge_credit: Cell<u32>,
@@ -130,6 +132,7 @@ impl Inner {
             next_attempt: Cell::new(1),
             next_seq: Cell::new(1),
             failovers: Cell::new(0),
+            tally: Tally::default(),
             longest_stall: Cell::new(Duration::ZERO),
             hedge_credit: Cell::new(HEDGE_CREDIT_MAX),
             config: RefCell::new(config),
@@ -443,12 +446,14 @@ impl Inner {
         }
         drop(queued);
         self.set_state(id, State::Queued);
-        if let (Some(since), Some(time)) = (
-            self.all_down_since.get(),
-            self.config.borrow().queue_time(self.role.get()),
-        ) {
+        if let (Some(since), Some(time)) = (self.all_down_since.get(), self.queue_time()) {
             self.sweep_by(since + time);
         }
+    }
+
+    /// How long requests wait for a path, as the device's role now is; `None`: for ever.
+    pub(crate) fn queue_time(&self) -> Option<Duration> {
+        self.config.borrow().queue_time(self.role.get())
     }
 
     /// Whether requests fail rather than wait for a path.
@@ -456,7 +461,7 @@ impl Inner {
         let Some(since) = self.all_down_since.get() else {
             return false;
         };
-        match self.config.borrow().queue_time(self.role.get()) {
+        match self.queue_time() {
             None => false,
             Some(time) => self.is_queueing_over.get() || self.rt.now() >= since + time,
         }

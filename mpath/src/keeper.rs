@@ -510,7 +510,8 @@ impl Inner {
             self.news
                 .state("path_reinstated", object, "logged in again".into(), false);
         }
-        self.all_down_since.set(None);
+        let down_since = self.all_down_since.take();
+        self.tally.path_serves(down_since, now, self.queue_time());
         self.is_queueing_over.set(false);
         self.changed.notify();
         self.release_queued();

@@ -68,6 +68,7 @@ mod slab;
 mod snapshot;
 mod sweep;
 mod taint;
+mod tally;
 
 pub use classify::{classify, Verdict};
 pub use config::{
@@ -84,3 +85,4 @@ pub use prio::{LatencyScale, Prio, Weights};
 pub use request::AttemptLog;
 pub use selector::{choose, History, Load};
 pub use snapshot::{DeviceState, GroupSnapshot, GroupState, PathReach, PathSnapshot, Snapshot};
+pub use tally::Outages;

@@ -373,7 +373,7 @@ impl Inner {
         }
         let now = self.rt.now();
         self.all_down_since.set(Some(now));
-        let time = self.config.borrow().queue_time(self.role.get());
+        let time = self.queue_time();
         let text = match time {
             None => "no path left, requests wait".to_string(),
             Some(time) if time.is_zero() && self.role.get() == Role::MirrorLeg => {

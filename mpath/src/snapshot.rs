@@ -4,6 +4,7 @@ use crate::config::Probe;
 use crate::grade::FenceGrade;
 use crate::inner::Inner;
 use crate::path::{Checker, Path, PathCounters, Phase, Standing};
+use crate::tally::Outages;
 use blockdev::path::{Isid, PathName, SessionFacts, UnitIdentity};
 use std::rc::Rc;
 use std::time::Duration;
@@ -135,6 +136,12 @@ pub struct Snapshot {
     pub queued: usize,
     /// Switches of the active group.
     pub failovers: u64,
+    /// Layouts of the groups, the first included.
+    pub layouts: u64,
+    /// What befell it for want of a path.
+    pub outages: Outages,
+    /// No path is left, and requests fail in so long if none comes back.
+    pub queueing_left: Option<Duration>,
     /// Fences completed.
     pub fences: u64,
     /// Longest time from arrival to a good answer of a request that did not go straight through.
@@ -160,6 +167,8 @@ impl Inner {
         } else {
             DeviceState::Queueing
         };
+        let (now, queue_time) = (self.rt.now(), self.queue_time());
+        let down_since = self.all_down_since.get();
         Snapshot {
             name: self.name(),
             unit: self.unit.borrow().clone(),
@@ -171,6 +180,12 @@ impl Inner {
             held_writes: self.held.borrow().len(),
             queued: self.queued.borrow().len(),
             failovers: self.failovers.get(),
+            layouts: self.tally.loads.get(),
+            outages: self.tally.outages(down_since, now, queue_time),
+            queueing_left: match (state, down_since, queue_time) {
+                (DeviceState::Queueing, Some(since), Some(time)) => Some((since + time).since(now)),
+                _ => None,
+            },
             fences: self.fence.rounds.get(),
             longest_stall: self.longest_stall.get(),
         }

@@ -129,9 +129,12 @@ impl Inner {
             self.carry_out(act);
         }
         if self.gives_up() {
-            if !self.is_queueing_over.replace(true) && !self.queued.borrow().is_empty() {
-                let text = "no_path_retry is over, requests fail".to_string();
-                self.news.state("device_queueing", self.name(), text, true);
+            if !self.is_queueing_over.replace(true) {
+                self.tally.gives_up(self.queue_time());
+                if !self.queued.borrow().is_empty() {
+                    let text = "no_path_retry is over, requests fail".to_string();
+                    self.news.state("device_queueing", self.name(), text, true);
+                }
             }
             let queued: Vec<Token> = self.queued.borrow().iter().copied().collect();
             for id in queued {
@@ -139,7 +142,7 @@ impl Inner {
             }
         } else if let (Some(since), Some(time), false) = (
             self.all_down_since.get(),
-            self.config.borrow().queue_time(self.role.get()),
+            self.queue_time(),
             self.queued.borrow().is_empty(),
         ) {
             next = next.min(since + time);

@@ -7,8 +7,8 @@ use blockdev::Event;
 use common::{config, ms, options, Rig};
 use mpath::sim::{Flavour, Link, SanOptions};
 use mpath::{
-    Checker, Config, Failback, GroupState, Grouping, MarginalPath, PathSnapshot, Prio, Probe,
-    SanPathErr,
+    Checker, Config, Failback, GroupState, Grouping, MarginalPath, NoPathRetry, Outages,
+    PathSnapshot, Prio, Probe, Role, SanPathErr,
 };
 use std::time::Duration;
 
@@ -482,4 +482,53 @@ fn a_sample_with_errors_keeps_the_path_back_until_the_next_one() {
     assert!(!path(&rig, FIRST).is_marginal);
     rig.run(s(300));
     assert!(said(&rig, "path_steady").is_empty());
+}
+
+// ---- without a path -------------------------------------------------------------------------
+
+#[test]
+fn outages_are_counted_as_dm_multipath_counts_them() {
+    let config = Config {
+        no_path_retry: Some(NoPathRetry::Checks(1)),
+        ..config()
+    };
+    let rig = Rig::with(portals(1), config);
+    let layouts = rig.device.snapshot().layouts;
+    assert_eq!(rig.device.snapshot().outages, Outages::default());
+    // 5 s of polling and one second may be waited for; three are.
+    let cut = |time| {
+        rig.san.set_link(0, Link::Loud);
+        rig.run(time);
+        let during = rig.device.snapshot();
+        rig.san.set_link(0, Link::Up);
+        rig.run(s(10));
+        during
+    };
+    let during = cut(s(3));
+    let left = during.queueing_left.unwrap();
+    assert!(left <= s(3) && left > ms(2500), "{left:?}");
+    let outages = rig.device.snapshot().outages;
+    assert_eq!((outages.failures, outages.timeouts), (0, 0));
+    assert!(
+        outages.queueing >= s(2) && outages.queueing <= s(6),
+        "{outages:?}"
+    );
+    // Of twenty seconds it waits for six, and fails what comes then.
+    assert_eq!(cut(s(20)).queueing_left, None);
+    let after = rig.device.snapshot().outages;
+    assert_eq!((after.failures, after.timeouts), (1, 1));
+    assert_eq!(after.queueing - outages.queueing, s(6));
+    assert_eq!(rig.device.snapshot().layouts, layouts);
+    // A mirror's leg waits for nothing.
+    rig.device.set_role(Role::MirrorLeg);
+    let mut config = rig.device.config();
+    config.no_path_retry = None;
+    rig.device.reconfigure(config);
+    cut(s(3));
+    let last = rig.device.snapshot().outages;
+    assert_eq!((last.failures, last.timeouts), (2, 1));
+    assert_eq!(last.queueing, after.queueing);
+    // Another path is another layout.
+    rig.device.remove_path(FIRST).unwrap();
+    assert_eq!(rig.device.snapshot().layouts, layouts + 1);
 }

@@ -41,7 +41,11 @@ pub(crate) fn unit(unit: &mpath::MultipathDevice, alias: Option<String>) -> mode
         serial: identity.map(|u| u.serial.clone()),
         max_sectors_kb: identity.map(|u| u64::from(u.geometry.max_transfer_sectors) / 2),
         failback: Some(failback(config.failback)),
-        queueing: Some(queueing(&config, unit.role(), snapshot.state)),
+        queueing: Some(queueing(&config, unit.role(), snapshot)),
+        map_failures: snapshot.outages.failures,
+        map_loads: snapshot.layouts,
+        queueing_ms: millis(snapshot.outages.queueing),
+        queueing_timeouts: snapshot.outages.timeouts,
     }
 }
 
@@ -55,10 +59,13 @@ fn failback(failback: mpath::Failback) -> String {
     }
 }
 
-/// As multipathd's %Q: `off`, `on`, or `N chk` as long as the waiting has not begun.
-fn queueing(config: &mpath::Config, role: mpath::Role, state: mpath::DeviceState) -> String {
-    match (state, config.queue_time(role)) {
-        (mpath::DeviceState::Queueing, _) | (_, None) => "on".to_owned(),
+/// As multipathd's %Q: `off`, `on`, `N chk` as long as the waiting has not begun, then `N sec` that are left.
+fn queueing(config: &mpath::Config, role: mpath::Role, snapshot: &mpath::Snapshot) -> String {
+    if let Some(left) = snapshot.queueing_left {
+        return format!("{} sec", left.as_millis().div_ceil(1000));
+    }
+    match (snapshot.state, config.queue_time(role)) {
+        (_, None) => "on".to_owned(),
         (mpath::DeviceState::Failed, Some(_)) => "off".to_owned(),
         (_, Some(time)) if time.is_zero() => "off".to_owned(),
         // N polling intervals and one second.
@@ -97,6 +104,10 @@ pub(crate) fn local(name: &str, geometry: Option<blockdev::Geometry>) -> model::
         max_sectors_kb: None,
         failback: None,
         queueing: None,
+        map_failures: 0,
+        map_loads: 0,
+        queueing_ms: 0,
+        queueing_timeouts: 0,
     }
 }
 

@@ -110,16 +110,17 @@ static MAPS: &[Wildcard<OfMap>] = &[
     map('t', "dm-st", |_| "active".to_owned()),
     map('S', "size", device_size),
     map('f', "features", |d| features(d).to_owned()),
-    map('x', "failures", |_| "-".to_owned()),
+    map('x', "failures", |d| d.map_failures.to_string()),
     map('h', "hwhandler", |d| hwhandler(d).to_owned()),
     map('A', "action", |_| String::new()),
     map('0', "path_faults", |d| {
         all_paths(d).map(|p| p.failures).sum::<u64>().to_string()
     }),
     map('1', "switch_grp", |d| d.failovers.to_string()),
-    map('2', "map_loads", |_| "-".to_owned()),
-    map('3', "total_q_time", |_| "-".to_owned()),
-    map('4', "q_timeouts", |_| "-".to_owned()),
+    map('2', "map_loads", |d| d.map_loads.to_string()),
+    // Seconds, as multipathd's ticks.
+    map('3', "total_q_time", |d| (d.queueing_ms / 1000).to_string()),
+    map('4', "q_timeouts", |d| d.queueing_timeouts.to_string()),
     map('s', "vend/prod/rev", product),
     map('v', "vend", |d| or_dash(d.vendor.as_deref())),
     map('p', "prod", |d| or_dash(d.product.as_deref())),
@@ -322,6 +323,16 @@ mod tests {
             "name sysfs paths failback  queueing write_prot rev  path_faults\n\
              sto1 sto1  2     immediate 12 chk   rw         0001 0\n\
              sto2 sto2  2     immediate 12 chk   rw         0001 3\n"
+        );
+    }
+
+    #[test]
+    fn counters_of_maps() {
+        assert_eq!(
+            maps(&sample(), "%n %1 %x %2 %3 %4").unwrap(),
+            "name switch_grp failures map_loads total_q_time q_timeouts\n\
+             sto1 2          1        4         61           1\n\
+             sto2 2          1        4         61           1\n"
         );
     }
 

@@ -233,6 +233,20 @@ impl MultipathDevice {
         Ok(())
     }
 
+    /// Tells that the way to a portal is back, by the word of this host's own network: a path without
+    /// a session logs in at once. A login that began before is begun anew, for its packets went nowhere.
+    ///
+    /// # Errors
+    /// If there is no such path.
+    pub fn link_up(&self, portal: &str) -> Result<(), NoSuchPath> {
+        let path = self.find(portal)?;
+        if path.phase.get() == Phase::Connecting {
+            path.is_way_back.set(true);
+            path.signal.notify();
+        }
+        Ok(())
+    }
+
     /// Lets a path log in again at once, whatever held it back, and forgives its failures.
     ///
     /// # Errors

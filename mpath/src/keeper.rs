@@ -78,6 +78,9 @@ pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
             }
             _ => {}
         }
+        if path.is_way_back.take() {
+            pause = LOGIN_PAUSE;
+        }
         let result = log_in(&inner, &path, &rt).await;
         let wait = match result {
             None => continue,
@@ -128,7 +131,7 @@ pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
     }
 }
 
-/// One login; `None` if it was called off (fence, operator, end).
+/// One login; `None` if it was called off (fence, operator, a way that is back, end).
 async fn log_in(
     inner: &Rc<Inner>,
     path: &Rc<Path>,
@@ -144,6 +147,7 @@ async fn log_in(
         }
         let seen = path.signal.seen();
         let is_off = path.reserved.get()
+            || path.is_way_back.get()
             || inner.is_closed.get()
             || matches!(path.phase.get(), Phase::Down | Phase::Removed);
         if is_off {

@@ -165,6 +165,8 @@ pub(crate) struct Path {
     pub(crate) is_measured: Cell<bool>,
     pub(crate) history: Cell<History>,
     pub(crate) signal: Signal,
+    /// A login under way may hang in the network that was; another one will not.
+    pub(crate) is_way_back: Cell<bool>,
 }
 
 impl Path {
@@ -202,6 +204,7 @@ impl Path {
             is_measured: Cell::new(false),
             history: Cell::default(),
             signal: Signal::default(),
+            is_way_back: Cell::new(false),
         })
     }
 

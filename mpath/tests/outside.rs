@@ -35,6 +35,39 @@ fn a_link_told_to_be_down_is_a_loud_failure() {
     assert_eq!(path().counters.failures, 1);
 }
 
+/// The login under way hangs in the network that was, and the next one would wait its turn.
+#[test]
+fn a_link_told_to_be_up_is_logged_in_on_at_once() {
+    let rig = Rig::new();
+    let path = || rig.device.snapshot().groups[0].paths[0].clone();
+    let portal = path().name.portal;
+    for outage in [ms(1000), Duration::from_secs(60)] {
+        rig.san.set_link(0, Link::Silent);
+        rig.device
+            .link_down(&portal, "eth1 has no carrier")
+            .unwrap();
+        rig.run(outage);
+        rig.san.set_link(0, Link::Up);
+        rig.device.link_up(&portal).unwrap();
+        rig.run(ms(20));
+        assert!(
+            path().is_active,
+            "after {outage:?}: {:?}",
+            path().last_error
+        );
+    }
+    // Nothing is done to a session that stands, nor to a path that an operator took down.
+    let logins = path().counters.logins;
+    rig.device.link_up(&portal).unwrap();
+    rig.run(ms(20));
+    assert_eq!(path().counters.logins, logins);
+    rig.device.fail_path(&portal).unwrap();
+    rig.run(ms(2000));
+    rig.device.link_up(&portal).unwrap();
+    rig.run(ms(20));
+    assert!(!path().is_active);
+}
+
 #[test]
 fn a_unit_gets_the_settings_that_suit_it() {
     let together = Config {

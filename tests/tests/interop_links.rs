@@ -1,4 +1,5 @@
-//! A link that is lost aloud: the cable is pulled at its far end, under load, in a namespace.
+//! A link that is lost aloud and comes back: the cable is pulled at its far end, under load, in a
+//! namespace.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests: a panic is their verdict.
 
@@ -126,6 +127,8 @@ fn a_pulled_cable_fails_its_path_by_the_word_of_the_kernel() {
         assert!(causes[0].ends_with(&said), "{causes:?}");
         net.plug(&link);
         wait_active(&antler, 2);
+        let said = format!("sto1 {portal}: its link is back");
+        assert!(antler.log().contains(&said), "{}", antler.log_tail());
         wait_progress(&antler);
     }
     let done = load.wait_with_output().unwrap();

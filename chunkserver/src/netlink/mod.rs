@@ -1,12 +1,14 @@
-//! Loud loss of a link: carrier, address or route taken away ends a path at once, instead of its silence.
+//! Loud loss of a link: carrier, address or route taken away ends a path at once, instead of its silence,
+//! and what is given back lets it log in at once, instead of at its next turn.
 //!
-//! The kernel's news (rtnetlink(7): links, addresses, routes) only say that something may have been lost.
+//! The kernel's news (rtnetlink(7): links, addresses, routes) only say that something may have been lost or
+//! have come back.
 //! What that means is asked afresh for each path: which way its packets go now, and whether that way's link
 //! has carrier. So news that were missed or belong to other interfaces do no harm.
 
 mod message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -47,21 +49,25 @@ pub(crate) async fn watch(rt: Rt, units: impl Fn() -> Vec<Rc<MultipathDevice>>) 
     let mut ways = Ways {
         kernel,
         sources: BTreeMap::new(),
+        lost: BTreeSet::new(),
     };
     loop {
-        let is_lost = tokio::select! { biased;
-            lost = news.of_loss() => match lost {
-                Ok(is_lost) => is_lost,
+        let change = tokio::select! { biased;
+            change = news.of_change() => match change {
+                Ok(change) => change,
                 Err(e) => {
                     tracing::warn!("links are watched no more: {e}");
                     return;
                 }
             },
-            _ = rt.sleep(LOOK) => false,
+            _ = rt.sleep(LOOK) => Change::default(),
         };
         let units = units();
-        if is_lost {
+        if change.is_loss {
             ways.judge(&units);
+        }
+        if change.is_gain {
+            ways.welcome(&units);
         }
         ways.note(&units);
     }
@@ -78,36 +84,54 @@ impl News {
         Ok(News(socket))
     }
 
-    /// Waits for news and takes all there are; whether something was lost, or news were.
-    async fn of_loss(&self) -> std::io::Result<bool> {
+    /// Waits for news and takes all there are; with news that were lost, anything may have changed.
+    async fn of_change(&self) -> std::io::Result<Change> {
         let mut guard = self.0.readable().await?;
         let mut buffer = vec![0; DATAGRAM_BYTES];
-        let mut is_lost = false;
+        let mut change = Change::default();
         loop {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(length) => {
                     let datagram = buffer.get(..length).unwrap_or_default();
-                    is_lost |= messages(datagram).iter().any(is_loss);
+                    messages(datagram).iter().for_each(|m| change.add(m));
                 }
                 Err(Errno::EAGAIN) => {
                     guard.clear_ready();
-                    return Ok(is_lost);
+                    return Ok(change);
                 }
                 Err(Errno::EINTR) => {}
                 // More than the socket holds: whatever it was, the ways are asked for.
-                Err(Errno::ENOBUFS) => is_lost = true,
+                Err(Errno::ENOBUFS) => {
+                    change = Change {
+                        is_loss: true,
+                        is_gain: true,
+                    };
+                }
                 Err(e) => return Err(e.into()),
             }
         }
     }
 }
 
-fn is_loss(message: &Message) -> bool {
-    match message {
-        Message::Link(link) => !link.has_carrier,
-        Message::Route(route) => !route.leads,
-        Message::LinkGone(_) | Message::AddressGone(_) | Message::RouteGone => true,
-        Message::Error(_) | Message::Other => false,
+/// What news amount to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Change {
+    /// Something may have been lost.
+    is_loss: bool,
+    /// Something may have come back.
+    is_gain: bool,
+}
+
+impl Change {
+    fn add(&mut self, message: &Message) {
+        let is_gain = match message {
+            Message::Link(link) => link.has_carrier,
+            Message::Route(route) => route.leads,
+            Message::LinkGone(_) | Message::AddressGone(_) | Message::RouteGone => false,
+            Message::Error(_) | Message::Other => return,
+        };
+        self.is_gain |= is_gain;
+        self.is_loss |= !is_gain;
     }
 }
 
@@ -186,21 +210,40 @@ struct Ways {
     kernel: Kernel,
     /// By device and portal: since when the session stands, and its local address.
     sources: BTreeMap<(String, String), (Instant, Option<IpAddr>)>,
+    /// Devices and portals whose way was lost when it was last asked for.
+    lost: BTreeSet<(String, String)>,
 }
 
 impl Ways {
     /// Ends the paths whose way is lost.
-    fn judge(&self, units: &[Rc<MultipathDevice>]) {
+    fn judge(&mut self, units: &[Rc<MultipathDevice>]) {
         for unit in units {
             for way in ways(unit) {
                 let known = self
                     .sources
                     .get(&way.key)
-                    .filter(|(since, _)| *since == way.since);
+                    .filter(|(since, _)| way.since == Some(*since));
                 let from = way.source.or_else(|| known.and_then(|(_, source)| *source));
                 if let Some(why) = self.kernel.loss(way.portal.ip(), from) {
-                    // Removed meanwhile: then there is nothing to end.
+                    // Removed meanwhile, or without a session: then there is nothing to end.
                     let _ = unit.link_down(&way.key.1, &why);
+                    self.lost.insert(way.key);
+                }
+            }
+        }
+    }
+
+    /// Lets the paths log in whose way was lost and is back.
+    fn welcome(&mut self, units: &[Rc<MultipathDevice>]) {
+        if self.lost.is_empty() {
+            return;
+        }
+        for unit in units {
+            for way in ways(unit).filter(|way| way.since.is_none()) {
+                let is_back = self.kernel.loss(way.portal.ip(), way.source).is_none();
+                if is_back && self.lost.remove(&way.key) {
+                    tracing::info!("{} {}: its link is back", way.key.0, way.key.1);
+                    let _ = unit.link_up(&way.key.1);
                 }
             }
         }
@@ -210,10 +253,12 @@ impl Ways {
     fn note(&mut self, units: &[Rc<MultipathDevice>]) {
         let mut sources = BTreeMap::new();
         for way in units.iter().flat_map(|unit| ways(unit)) {
+            let Some(since) = way.since else { continue };
+            self.lost.remove(&way.key);
             let known = self
                 .sources
                 .get(&way.key)
-                .filter(|(since, _)| *since == way.since);
+                .filter(|(before, _)| *before == since);
             let source = match known {
                 Some((_, source)) => *source,
                 None => way.source.or_else(|| {
@@ -221,35 +266,35 @@ impl Ways {
                     route.ok().and_then(|route| route.source)
                 }),
             };
-            sources.insert(way.key, (way.since, source));
+            sources.insert(way.key, (since, source));
         }
         self.sources = sources;
     }
 }
 
-/// A path with a session.
+/// A path.
 struct Way {
     /// Device and portal, as people name them.
     key: (String, String),
     portal: SocketAddr,
     /// The configured local address.
     source: Option<IpAddr>,
-    since: Instant,
+    /// Since when its session stands, if it has one.
+    since: Option<Instant>,
 }
 
-fn ways(unit: &MultipathDevice) -> Vec<Way> {
+fn ways(unit: &MultipathDevice) -> impl Iterator<Item = Way> {
     let name = unit.name();
     let groups = unit.snapshot().groups;
     let paths = groups.into_iter().flat_map(|group| group.paths);
-    let standing = paths.filter_map(|path| {
+    paths.filter_map(move |path| {
         Some(Way {
-            since: path.session?.since,
+            since: path.session.map(|session| session.since),
             portal: path.name.portal.parse().ok()?,
             source: path.name.source.and_then(|source| source.parse().ok()),
             key: (name.clone(), path.name.portal),
         })
-    });
-    standing.collect()
+    })
 }
 
 #[cfg(test)]
@@ -270,5 +315,26 @@ mod tests {
         let foreign: IpAddr = [192, 0, 2, 1].into();
         let why = kernel.loss(own, Some(foreign)).expect("no such source");
         assert_eq!(why, "no route from 192.0.2.1 to 127.0.0.1");
+    }
+
+    #[test]
+    fn what_news_amount_to() {
+        let link = |has_carrier| {
+            Message::Link(Link {
+                index: 2,
+                name: "san0".to_owned(),
+                is_on: true,
+                has_carrier,
+            })
+        };
+        let of = |messages: &[Message]| {
+            let mut change = Change::default();
+            messages.iter().for_each(|m| change.add(m));
+            (change.is_loss, change.is_gain)
+        };
+        assert_eq!(of(&[Message::Other]), (false, false));
+        assert_eq!(of(&[link(true)]), (false, true));
+        assert_eq!(of(&[link(false), Message::RouteGone]), (true, false));
+        assert_eq!(of(&[link(false), link(true)]), (true, true));
     }
 }

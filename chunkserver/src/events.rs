@@ -211,6 +211,20 @@ mod tests {
     }
 
     #[test]
+    fn the_page_for_operators_has_a_row_for_each() {
+        let page = include_str!("../../docs/multipath-operation.md");
+        let rows: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        for kind in EventKind::ALL {
+            let name = format!("`{}`", kind.name());
+            let has_it = |row: &&&str| row.split(" | ").next().unwrap_or_default().contains(&name);
+            assert_eq!(rows.iter().filter(has_it).count(), 1, "{name}");
+        }
+    }
+
+    #[test]
     fn keeps_the_newest_and_names_them_as_documented() {
         let log = at(&Arc::default());
         for i in 0..EVENTS_KEPT + 5 {

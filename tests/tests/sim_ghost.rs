@@ -115,6 +115,13 @@ impl Node {
     }
 }
 
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its tasks and what they stand on hold each other: a million runs would fill the memory.
+        self.host.kill();
+    }
+}
+
 /// The claim says whose the unit is; read on every new session of a node.
 struct Gate {
     owner: u64,
@@ -143,6 +150,12 @@ struct World {
     corner: Corner,
     /// The network that the victim met its cut in.
     cut: Cell<usize>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.world.kill();
+    }
 }
 
 fn stamp(sectors: u64, version: u64) -> Vec<u8> {

@@ -13,11 +13,13 @@ use crate::proto::client::{Read, ReadDataHead, ReadRequest, ReadStatus};
 use crate::proto::field::exactly;
 use crate::proto::info::{Blocks, Which};
 use crate::proto::{frame::encode_one, kind, status};
+use crate::repeats::Repeats;
 use crate::serve::Connector;
 use crate::wire::{Frame, Transport, Wire, WireError};
 use blockdev::{LocalFuture, Pool, Rt};
 use chunk_api::crc::crc32_iovec;
 use chunk_api::{ChunkId, ChunkVersion, Chunks, ReplicaToken, BLOCKS_PER_CHUNK, BLOCK_BYTES};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::net::SocketAddrV4;
@@ -37,6 +39,8 @@ pub struct Replicator {
     rt: Rt,
     pool: Pool,
     connector: Rc<dyn Connector>,
+    /// A master asks again at once for what was given up.
+    given_up: Rc<RefCell<Repeats<(SocketAddrV4, u8)>>>,
 }
 
 impl Replicator {
@@ -52,6 +56,7 @@ impl Replicator {
             rt,
             pool,
             connector,
+            given_up: Rc::default(),
         })
     }
 
@@ -65,6 +70,7 @@ impl Replicator {
         let begin = self.chunks.replica_begin(id, version);
         let (rt, pool) = (self.rt.clone(), self.pool.clone());
         let (chunks, connector) = (self.chunks.clone(), self.connector.clone());
+        let given_up = self.given_up.clone();
         Box::pin(async move {
             let token = begin.await.map_err(|e| e.status())?;
             let fetch = Fetch {
@@ -86,8 +92,10 @@ impl Replicator {
             };
             if let Err(status) = result {
                 chunks.replica_abort(token);
-                let why = status::text(status);
-                tracing::info!(chunk = %id, %source, status, why, "replication given up");
+                let (why, now) = (status::text(status), Duration::from_nanos(rt.now().0));
+                if let Some(more) = given_up.borrow_mut().may_log(&(source, status), now) {
+                    tracing::info!(chunk = %id, %source, status, why, "replication given up{more}");
+                }
             }
             result
         })

@@ -68,13 +68,17 @@ pub struct Server {
     logged: RefCell<Repeats<(Complaint, String)>>,
 }
 
-/// What is logged of a peer.
+/// What is logged of a peer, or of the chunk that it writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Complaint {
     /// It broke the protocol.
     Malformed,
     /// It came when all connections were taken.
     Full,
+    /// A chain could not be continued to it.
+    Unreachable,
+    /// What it wrote could not be finished.
+    Unfinished,
 }
 
 impl Server {

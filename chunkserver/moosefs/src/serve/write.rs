@@ -8,7 +8,7 @@
 use super::chain::Chain;
 use super::connection::{ignorable, After, Beat, Connection, SILENCE_S};
 use super::next::Stream;
-use super::{Operation, Server};
+use super::{Complaint, Operation, Server};
 use crate::proto::client::{self, Write, WriteDataHead, WriteFinish, WriteStatus};
 use crate::proto::field::exactly;
 use crate::proto::frame::encode_one;
@@ -123,7 +123,11 @@ impl<S: Transport> Session<'_, S> {
                 Poll::Pending => return,
                 Poll::Ready(Err(error)) => {
                     let next = self.write.chain.first().map(SocketAddrV4::to_string);
-                    tracing::info!(chunk = %self.write.id, next, %error, "next server not reached");
+                    let next = next.unwrap_or_default();
+                    if let Some(more) = self.server.may_log(Complaint::Unreachable, &next) {
+                        let chunk = self.write.id;
+                        tracing::info!(%chunk, next, %error, "next server not reached{more}");
+                    }
                     return self.chain.fail(0, status::CANT_CONNECT);
                 }
                 Poll::Ready(Ok(mut wire)) => {
@@ -229,10 +233,12 @@ impl<S: Transport> Session<'_, S> {
                     if let Below::Open { wire, .. } = &mut self.below {
                         wire.queue_head(&encode_one(kind::WRITE_FINISH, &finish));
                     }
-                    let (finishing, id) = (self.server.chunks.finish(finish.id), finish.id);
+                    let (finishing, chunk) = (self.server.chunks.finish(finish.id), finish.id);
+                    let server = self.server.clone();
                     self.server.rt.spawn(async move {
-                        if let Err(error) = finishing.await {
-                            tracing::warn!(chunk = %id, %error, "finish failed");
+                        let Err(error) = finishing.await else { return };
+                        if let Some(more) = server.may_log(Complaint::Unfinished, "") {
+                            tracing::warn!(%chunk, %error, "finish failed{more}");
                         }
                     });
                 }

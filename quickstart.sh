@@ -557,6 +557,7 @@ EOF
         | "  \(.[0] + " " * (44 - (.[0] | length)))\(.[1])"' "$DIR/result.json"
     say ""
     say "The file system is yours to try:   $MNT"
+    say "MooseFS' own tools need its network: nsenter --net=/run/netns/$(netns mfs) mfsfileinfo $MNT/big"
     say "Its state:                         $0 status"
     say "The status page:                   nsenter --net=/run/netns/$(netns cs) curl -s http://127.0.0.1:$HTTP_PORT/"
     say "Stop and remove everything:        $0 down"

@@ -29,7 +29,7 @@ use crate::exit::Failure;
 use crate::occupancy::{CarefulPort, Lookout, Occupancy, WATCH};
 
 /// Sessions that look whose a unit is have this number, so that they end none of another tool.
-const LOOK_SHARD: u32 = u32::MAX;
+pub(crate) const LOOK_SHARD: u32 = u32::MAX;
 
 /// A unit gets so long beyond its login timeout to be identified.
 const IDENTIFICATION: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! `antler bench`: the load generators with their arguments and results.
 //!
-//! Sessions use the role `tool`, so that a bench beside a running node ends none of its sessions. `bench device`
-//! refuses to write to a device while this node or another one has it.
+//! Sessions use the role `tool`, so that a bench beside a running node ends none of its sessions. What writes is
+//! refused while this node or another one has the unit.
 
 use std::io::Write;
 use std::net::SocketAddrV4;
@@ -13,17 +13,17 @@ use blockdev::{BlockDevice, IoCtx, IoVec, Op, Pool, Rt, Sector};
 use chunk_api::{ChunkId, ChunkVersion};
 use iscsi_initiator::bench as iscsi;
 use iscsi_initiator::isid::Role;
-use iscsi_initiator::path::PortConfig;
+use iscsi_initiator::path::{IscsiPort, PortConfig};
 use moosefs::bench as chunk;
 use moosefs::player::{Player, Script};
 
-use crate::assemble::{self, Base, Leg, Opening};
+use crate::assemble::{self, Base, Leg, Opening, LOOK_SHARD};
 use crate::cli::{BenchChunk, BenchDevice, BenchIscsi, Load, Rw};
 use crate::config::{self, ChapUser, Config, Digest, HostPort, Iscsi};
 use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
-use crate::occupancy::Occupancy;
+use crate::occupancy::{ensure_unclaimed, Occupancy};
 use crate::probe::on_shard;
 use crate::report::{BenchReport, CpuSeconds};
 
@@ -136,6 +136,17 @@ pub fn bench_iscsi(defaults: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, F
             role: Role::Tool,
             shard: 0,
         };
+        if args.load.rw.writes() {
+            let look = PortConfig {
+                shard: LOOK_SHARD,
+                ..port.clone()
+            };
+            if let Some(look) = IscsiPort::new(initiator.clone(), look) {
+                let unit = format!("{} LUN {} at {}", args.target, args.lun, args.portal);
+                let deadline = base.rt.now() + iscsi.login_timeout;
+                ensure_unclaimed(&base.rt, &look, &unit, deadline).await?;
+            }
+        }
         let deadline = base.rt.now() + iscsi.login_timeout;
         let report = iscsi::run_iscsi(&initiator, &port, args.load.sessions, bench, deadline)
             .await

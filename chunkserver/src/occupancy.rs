@@ -20,6 +20,7 @@ use raid::probe::claim_over;
 use raid::Uuid;
 
 use crate::data_path::{DataPath, PathLocks};
+use crate::exit::Failure;
 use crate::ownership::{age, whose};
 
 /// A living owner's claim advances within this time.
@@ -33,17 +34,25 @@ const LEAVE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Occupancy {
     volume: String,
-    data_path: Rc<DataPath>,
+    /// This node.
+    node: Uuid,
+    /// No other process of this node serves.
+    is_alone: bool,
     in_use: RefCell<BTreeMap<String, String>>,
     watching: Cell<usize>,
 }
 
 impl Occupancy {
     /// Of a volume that nobody is known to use; `data_path` is this node's.
-    pub(crate) fn new(volume: &str, data_path: &Rc<DataPath>) -> Rc<Occupancy> {
+    pub(crate) fn new(volume: &str, data_path: &DataPath) -> Rc<Occupancy> {
+        Occupancy::as_seen_by(data_path.node(), data_path.is_alone(), volume)
+    }
+
+    fn as_seen_by(node: Uuid, is_alone: bool, volume: &str) -> Rc<Occupancy> {
         Rc::new(Occupancy {
             volume: volume.to_owned(),
-            data_path: data_path.clone(),
+            node,
+            is_alone,
             in_use: RefCell::default(),
             watching: Cell::new(0),
         })
@@ -158,7 +167,7 @@ impl Lookout {
     }
 
     fn is_of_this_node(&self, claim: &Claim) -> bool {
-        claim.owner.node == self.occupancy.data_path.node()
+        claim.owner.node == self.occupancy.node
     }
 
     /// Nobody else of this node can have made it and live.
@@ -168,7 +177,7 @@ impl Lookout {
             .isids
             .iter()
             .any(|isid| self.isids.contains(isid));
-        self.is_of_this_node(claim) && (over_these_paths || self.occupancy.data_path.is_alone())
+        self.is_of_this_node(claim) && (over_these_paths || self.occupancy.is_alone)
     }
 
     /// By this node's clock: one from the future proves nothing.
@@ -190,6 +199,25 @@ impl Lookout {
         self.occupancy.note(&self.device, text.clone());
         LoginError::Misconfigured(text)
     }
+}
+
+/// Refuses (status 1) a unit that anybody has open. `look` logs in for the look; a unit that it does not reach is left
+/// to whoever means to use it.
+pub(crate) async fn ensure_unclaimed(
+    rt: &Rt,
+    look: &IscsiPort,
+    device: &str,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let Ok(session) = look.open(LoginAs::Own, deadline).await else {
+        return Ok(());
+    };
+    let sectors = session.identity().geometry.sectors;
+    let occupancy = Occupancy::as_seen_by(Uuid::random(rt), true, "VOLUME");
+    let lookout = Lookout::new(rt.clone(), device, occupancy, Vec::new());
+    let judged = lookout.judge(&*session, sectors, deadline).await;
+    session.logout(rt.now() + LEAVE).await;
+    judged.map_err(|error| Failure::problem(error.to_string()))
 }
 
 /// Counts those who watch, however they end.

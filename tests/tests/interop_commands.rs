@@ -854,6 +854,17 @@ fn a_volume_is_made_while_another_one_is_served() {
     let open = ["info", "check", "grow", "upgrade"].map(|c| vec!["volume", c, "vol1"]);
     let write = ["bench", "device", "sto1", "--rw", "write", "--size", "1M"];
     let write = [&write[..], &["--destructive"]].concat();
+    let unit = first.spec();
+    let raw = format!(
+        "bench iscsi --portal {} --target {} --lun 1 --rw randwrite --size 1M --destructive",
+        unit.portals[1], unit.target
+    );
+    let raw: Vec<&str> = raw.split(' ').collect();
+    assert_names(
+        &antler.run(&raw),
+        1,
+        &["in use", "claimed by node", "LUN 1"],
+    );
     for args in open.iter().chain([&write]) {
         assert_names(&antler.run(args), 1, &["sto1", &pid]);
     }

@@ -4,6 +4,7 @@
 //! slots, and knows neither the volume's name nor what lies on a device that is no member. Nothing is written here.
 
 use blockdev::rt::Wall;
+use blockdev::BlockDevice;
 use raid::assemble::{AssembleError, LegInput, Survey};
 use raid::decide::{Decision, Lack};
 use raid::probe::{examine, Found, Member};
@@ -174,6 +175,28 @@ pub(crate) fn refused_order(volume: &str, device: &str, error: &ControlError) ->
             format!("{error}; stop that node, then `antler leg replace {volume} {device} --force` takes the device")
         }
         other => other.to_string(),
+    }
+}
+
+/// Why a running array left a device alone that came as one of its legs, and the way out.
+pub(crate) async fn not_taken_in(
+    volume: &str,
+    name: &str,
+    device: &dyn BlockDevice,
+    error: &ControlError,
+) -> String {
+    let cure =
+        |force: &str| format!("`antler leg replace {volume} {name}{force}` makes it the leg");
+    match (examine(device).await, error) {
+        (Ok(Found::Nothing), _) => format!("leg {name} is blank: {}", cure("")),
+        (Ok(Found::Foreign(what)), _) => format!("leg {name} holds {what}: {}", cure(" --force")),
+        (_, ControlError::Occupied { what, .. }) => {
+            format!("leg {name} is {what}: {}", cure(" --force"))
+        }
+        _ => format!(
+            "leg {name} is not taken in: {}",
+            refused_order(volume, name, error)
+        ),
     }
 }
 

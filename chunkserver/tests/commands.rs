@@ -600,3 +600,51 @@ fn a_volume_whose_unit_is_not_reached_names_each_portal_and_cause() {
         }
     }
 }
+
+/// Served by the other leg, and said aloud: in the log's events, the page of the volume and that of its array.
+#[test]
+fn a_device_that_is_no_leg_of_its_volume_is_named_while_the_other_serves() {
+    let devices = "[[device]]\nname = \"d1\"\npath = \"d1.img\"\nsize = \"64MiB\"\n\
+        [[device]]\nname = \"d2\"\npath = \"d2.img\"\nsize = \"64MiB\"\n\
+        [[volume]]\nname = \"vol1\"\nmirror = [\"d1\", \"d2\"]\n";
+    let site = Site::new("no-leg", &(small_node() + devices));
+    let made = site.antler(&["volume", "create", "vol1"]);
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let leg = site.dir.join("d2.img");
+    let whole = std::fs::read(&leg).unwrap();
+    let cases: [(&str, Vec<u8>, &[&str]); 4] = [
+        ("cut", whole[..20 << 20].to_vec(), &["sectors"]),
+        (
+            "blank",
+            vec![0; 64 << 20],
+            &["is blank", "`antler leg replace vol1 d2`"],
+        ),
+        (
+            "twin",
+            std::fs::read(site.dir.join("d1.img")).unwrap(),
+            &["is a leg of", "--force"],
+        ),
+        ("noise", vec![0xa5; 64 << 20], &["leg replace"]),
+    ];
+    for (case, content, wanted) in cases {
+        std::fs::write(&leg, content).unwrap();
+        let served = Served::start(&site);
+        let status = served.until_status(|status| {
+            let volume = &status["volumes"][0];
+            volume["state"] == "active" && !volume["note"].is_null()
+        });
+        let event = status["events"].as_array().unwrap().iter();
+        let event = event
+            .filter(|e| e["event"] == "leg_failed")
+            .collect::<Vec<_>>();
+        assert_eq!(event.len(), 1, "{case}: {status:#}");
+        assert_eq!(event[0]["object"], "vol1 d2", "{case}");
+        let text = event[0]["text"].as_str().unwrap();
+        for part in [&["leg d2 "], wanted].concat() {
+            assert!(text.contains(part), "{case}: no {part:?} in {text}");
+        }
+        assert_eq!(status["volumes"][0]["note"], text, "{case}");
+        assert_eq!(status["arrays"][0]["note"], text, "{case}");
+        assert_eq!(served.stop(), Some(0));
+    }
+}

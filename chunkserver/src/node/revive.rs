@@ -5,12 +5,14 @@
 //! the same way: its chunks are reported lost, sessions are ended, and the ordinary start follows (new
 //! sessions, fence, replay). Nothing of the old store or array can be written after that, for their
 //! devices are closed. A volume that another node took over stays down.
+//!
+//! One that fails again and again is tried less and less often.
 
 use std::time::Duration;
 
 use blockdev::Instant;
 
-use super::volume::VolumeLife;
+use super::volume::{VolumeLife, LOOK_AGAIN};
 use crate::model::VolumeState;
 
 /// The second failure within this time is waited out, longer each time.
@@ -52,10 +54,30 @@ impl VolumeLife {
         self.scrub.stop();
         drop(self.store.borrow_mut().take());
         self.end_array_and_sessions().await;
+        let wait = self.failed_now();
+        self.base.rt.sleep(wait).await;
+    }
+
+    /// Leaves a volume alone whose store does not open, longer each time: each try resets its units. What an
+    /// operator says of it, or legs that come or go, are worth a try at once.
+    pub(super) async fn put_off(&self) {
+        let rt = &self.base.rt;
+        let until = rt.now() + self.failed_now();
+        let legs = self.ready_legs().await;
+        let is_as_before = async || {
+            self.word.borrow().is_none() && self.ready_legs().await == legs && !self.is_stopping()
+        };
+        while rt.now() < until && is_as_before().await {
+            rt.sleep(LOOK_AGAIN).await;
+            self.begin_opening();
+        }
+    }
+
+    fn failed_now(&self) -> Duration {
         let mut failures = self.failures.get();
         let wait = failures.again(self.base.rt.now());
         self.failures.set(failures);
-        self.base.rt.sleep(wait).await;
+        wait
     }
 }
 

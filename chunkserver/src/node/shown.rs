@@ -46,13 +46,22 @@ impl VolumeLife {
             unflushed_bytes: stats.unflushed_bytes,
             unflushed_ms: stats.unflushed_ms,
             open_ms: store.as_ref().map(|_| stats.open_ms),
-            note: failed.or_else(|| self.note.borrow().clone()),
+            note: failed.or_else(|| self.noted()),
         }
+    }
+
+    /// Why it is not served, or why it does without a leg.
+    fn noted(&self) -> Option<String> {
+        let of_legs = || {
+            let mut out = self.legs.iter().filter(|slot| !slot.attached.get());
+            out.find_map(|slot| slot.problem.borrow().clone())
+        };
+        self.note.borrow().clone().or_else(of_legs)
     }
 
     /// What `antler arrays` shows of it.
     pub(crate) fn array_model(&self, array: Option<&ArraySnapshot>) -> model::Array {
-        let note = self.note.borrow().clone();
+        let note = self.noted();
         let mut model = match array {
             Some(array) => translate::array(array, note),
             None => {

@@ -140,12 +140,16 @@ impl LegSlot {
         unit.reconfigure(assemble::multipath_config(device, changed, in_mirror));
     }
 
+    /// Whether this is another problem than the one that was told last.
+    pub(crate) fn is_news(&self, text: &str) -> bool {
+        self.problem.borrow().as_deref() != Some(text)
+    }
+
     /// Notes why it is not used, and says so if that is news.
     pub(crate) fn note_problem(&self, volume: &str, text: String) {
-        let mut problem = self.problem.borrow_mut();
-        if problem.as_ref() != Some(&text) {
+        if self.is_news(&text) {
             tracing::warn!("volume {volume}: {text}");
-            *problem = Some(text);
+            *self.problem.borrow_mut() = Some(text);
         }
     }
 }

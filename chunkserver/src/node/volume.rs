@@ -22,7 +22,7 @@ use raid::Array;
 use crate::assemble::{Base, Opening};
 use crate::config::{Config, Volume, VolumeState};
 use crate::data_path::DataPath;
-use crate::diagnosis::Diagnosis;
+use crate::diagnosis::{not_taken_in, Diagnosis};
 use crate::events::{EventKind, EventLog, Level};
 use crate::exit::Failure;
 use crate::model;
@@ -38,7 +38,7 @@ use crate::volumes::{Service, Volumes};
 /// Once one leg is there the other one gets this long before a start without it is considered.
 const OTHER_LEG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a volume that waits is looked at again, and legs that are missing are looked for.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a volume is not told to a master.
 pub(crate) struct NotAdopted {
@@ -82,6 +82,8 @@ pub(crate) struct VolumeLife {
     metaid: Rc<Cell<Option<(u64, u16)>>>,
     stopping: Cell<bool>,
     pub(super) failures: Cell<Failures>,
+    /// An array began, and its store did not open.
+    in_vain: Cell<bool>,
 }
 
 /// What every volume of a node shares.
@@ -146,6 +148,7 @@ impl VolumeLife {
             metaid: shared.metaid.clone(),
             stopping: Cell::new(false),
             failures: Cell::default(),
+            in_vain: Cell::new(false),
         })
     }
 
@@ -165,6 +168,9 @@ impl VolumeLife {
                 if let Err((state, text)) = begun {
                     self.wait_because(state, text);
                 }
+                if self.in_vain.take() {
+                    self.put_off().await;
+                }
             } else {
                 self.attach_late_legs().await;
                 self.look_after_legs().await;
@@ -175,7 +181,7 @@ impl VolumeLife {
         }
     }
 
-    fn begin_opening(&self) {
+    pub(super) fn begin_opening(&self) {
         for slot in &self.legs {
             let how = Opening {
                 create: false,
@@ -221,7 +227,7 @@ impl VolumeLife {
         }
     }
 
-    async fn ready_legs(&self) -> usize {
+    pub(super) async fn ready_legs(&self) -> usize {
         let mut ready = 0;
         for slot in self.own_legs() {
             ready += usize::from(slot.is_ready(&self.base.rt).await);
@@ -244,13 +250,15 @@ impl VolumeLife {
     pub(super) fn wait_because(&self, state: model::VolumeState, text: String) {
         self.state.set(state);
         let mut note = self.note.borrow_mut();
-        if note.as_ref() != Some(&text) {
+        // An age that grows is no news.
+        let before = note.as_deref().map(without_numbers);
+        if before.as_deref() != Some(&*without_numbers(&text)) {
             match self.served.get() {
                 true => tracing::warn!("volume {}: {text}", self.config.name),
                 false => tracing::warn!("volume {} is not served: {text}", self.config.name),
             }
-            *note = Some(text);
         }
+        *note = Some(text);
     }
 
     /// One try to begin: array, claim, store. The error is a state and the reason.
@@ -338,11 +346,11 @@ impl VolumeLife {
             .await
             .map_err(|e| (failed, format!("the claim cannot be written: {e}")))?;
         for slot in &self.legs {
-            let given = inputs
-                .iter()
-                .any(|i| i.name == slot.device.name && i.device.is_some());
+            // What is no member is tried again as a leg that comes late, which says what is wrong with it.
+            let mut members = found.members.iter().flatten();
+            let is_member = members.any(|(name, _)| *name == slot.device.name);
             slot.attached
-                .set(given && (!slot.is_spare || has_leg(&array, slot)));
+                .set(is_member && (!slot.is_spare || has_leg(&array, slot)));
         }
         self.follow_events(&array);
         *self.array.borrow_mut() = Some(array.clone());
@@ -358,6 +366,7 @@ impl VolumeLife {
             Err(error) => {
                 array.stop().await;
                 *self.array.borrow_mut() = None;
+                self.in_vain.set(true);
                 return Err((failed, error.to_string()));
             }
         };
@@ -449,14 +458,20 @@ impl VolumeLife {
                 .find(|l| l.device == slot.device.name || l.device.is_empty())
                 .map(|l| LegIndex(l.slot));
             let Some(index) = index else { continue };
-            match array.attach(index, &slot.device.name, device).await {
+            match array.attach(index, &slot.device.name, device.clone()).await {
                 Ok(()) => {
                     slot.attached.set(true);
                     *slot.problem.borrow_mut() = None;
                 }
                 Err(error) => {
-                    let text = format!("leg {} is not taken in: {error}", slot.device.name);
-                    slot.note_problem(&self.config.name, text);
+                    let (volume, leg) = (&self.config.name, &slot.device.name);
+                    let text = not_taken_in(volume, leg, &*device, &error).await;
+                    if slot.is_news(&text) {
+                        let object = format!("{volume} {leg}");
+                        self.events
+                            .record(EventKind::LegFailed, &object, text.clone());
+                        *slot.problem.borrow_mut() = Some(text);
+                    }
                 }
             }
         }
@@ -646,6 +661,10 @@ impl VolumeLife {
     pub(crate) fn mark_attached(slot: &LegSlot, attached: bool) {
         slot.attached.set(attached);
     }
+}
+
+fn without_numbers(text: &str) -> String {
+    text.replace(|c: char| c.is_ascii_digit(), "")
 }
 
 /// Whether the array has a leg of that name.

@@ -44,7 +44,7 @@ pub trait Link {
 pub enum Coming {
     /// Every byte is to wake it.
     Unknown,
-    /// So many bytes in all: about half of them may gather, but nothing that came may lie unread
+    /// So many bytes in all: a good half of them may gather, but nothing that came may lie unread
     /// longer than `within`.
     Many {
         /// Bytes.

@@ -2,7 +2,7 @@
 //!
 //! One task per session runs turns: read what is there, hand out what it means, write
 //! what is due, look at the clock; in this order, so that what arrived is known before any
-//! deadline is judged. All state lies in the session and in the handle, none in a future, so the
+//! deadline is judged. A command that comes alone is written by who submits it: see `Inner::send`. All state lies in the session and in the handle, none in a future, so the
 //! task can be dropped at any time.
 //!
 //! Ownership: the task holds the session; when the last [`Client`] is dropped the session is
@@ -118,8 +118,13 @@ struct Inner {
     in_turn: Cell<bool>,
     dirty: Cell<bool>,
     armed: Cell<Instant>,
-    /// Some task ended in this turn.
-    answered: Cell<bool>,
+    /// Tasks that ended in this turn.
+    answered: Cell<usize>,
+    /// Commands taken since the last turn began, and the same before the last turn that found any.
+    fresh: Cell<usize>,
+    together: Cell<usize>,
+    /// The link was told last that answers may gather.
+    gathers: Cell<bool>,
     /// The last bytes that were received ended no task.
     was_vain: Cell<bool>,
     /// The time, as far as this turn has asked for it.
@@ -174,6 +179,9 @@ impl Client {
             dirty: Cell::new(false),
             armed: Cell::new(Instant::FAR),
             answered: Cell::default(),
+            fresh: Cell::default(),
+            together: Cell::default(),
+            gathers: Cell::default(),
             was_vain: Cell::default(),
             clock: Cell::default(),
             late: Cell::default(),
@@ -233,11 +241,12 @@ impl Client {
     ) -> (Option<Tag>, Completion<CommandResult>) {
         let (promise, completion) = pair();
         let waiter = Waiter::Mapped(promise, map);
-        (
-            self.inner()
-                .begin(waiter, |session, _| session.submit(command)),
-            completion,
-        )
+        let inner = self.inner();
+        let tag = inner.begin(waiter, |session, _| session.submit(command));
+        if tag.is_some() {
+            inner.send();
+        }
+        (tag, completion)
     }
 
     /// Sends a task management function; the outcome is [`Outcome::Tmf`], `Rejected` or `Lost`.
@@ -328,14 +337,16 @@ impl Client {
         request: impl FnOnce(&mut Session, &Rt) -> Result<Tag, SubmitError>,
     ) -> (Option<Tag>, Completion<Outcome>) {
         let (promise, completion) = pair();
-        (
-            self.inner().begin(Waiter::Outcome(promise), request),
-            completion,
-        )
+        let tag = self.inner().begin(Waiter::Outcome(promise), request);
+        if tag.is_some() {
+            self.inner().wake();
+        }
+        (tag, completion)
     }
 }
 
 impl Inner {
+    /// Takes a request in; the driver has to be told of it.
     fn begin(
         &self,
         waiter: Waiter,
@@ -349,8 +360,6 @@ impl Inner {
                     core.waiters.resize_with(slot + 1, smallvec::SmallVec::new);
                 }
                 core.waiters[slot].push((tag, waiter));
-                drop(core);
-                self.wake();
                 Some(tag)
             }
             Err(error) => {
@@ -367,6 +376,26 @@ impl Inner {
                 None
             }
         }
+    }
+
+    /// Sends a command that was taken. Commands that come together leave together, in the next
+    /// turn; where they come one at a time, that turn would only be later, and cost its own.
+    fn send(&self) {
+        let fresh = self.fresh.replace(self.fresh.get() + 1);
+        let is_single = fresh == 0 && self.together.get() == 1 && !self.in_turn.get();
+        if !is_single || !self.send_now() {
+            self.wake();
+        }
+    }
+
+    /// Whether all was sent, and the next turn can wait for an answer.
+    fn send_now(&self) -> bool {
+        let driver = self.driver.borrow();
+        let Some(waker) = driver.as_ref() else {
+            return false;
+        };
+        self.clock.set(None);
+        self.write(&mut Context::from_waker(waker)) && !lets_gather(&self.core.borrow().session)
     }
 
     fn wake(&self) {
@@ -405,7 +434,7 @@ impl Inner {
                         Some(here.remove(at).1)
                     });
                     drop(core);
-                    self.answered.set(true);
+                    self.answered.set(self.answered.get() + 1);
                     self.was_vain.set(false);
                     if let Some(waiter) = waiter {
                         waiter.tell(outcome);
@@ -463,6 +492,9 @@ impl Inner {
         }
         self.in_turn.set(true);
         self.clock.set(None);
+        if self.fresh.get() > 0 {
+            self.together.set(self.fresh.take());
+        }
         let mut again = self.read(cx);
         self.deliver();
         self.write(cx);
@@ -488,8 +520,14 @@ impl Inner {
             return Poll::Ready(());
         }
         // Whoever was answered runs before the next turn, and often has the next command: only
-        // then is it known what is due.
-        if self.answered.take() || again {
+        // then is it known what is due. One command alone makes no difference to a link that lets
+        // nothing gather.
+        let waits_for_more = match self.answered.take() {
+            0 => false,
+            1 => self.gathers.get(),
+            _ => true,
+        };
+        if again || waits_for_more {
             cx.waker().wake_by_ref();
         } else {
             self.gather();
@@ -533,7 +571,8 @@ impl Inner {
         true
     }
 
-    fn write(&self, cx: &mut Context<'_>) {
+    /// Writes what is due; whether all of it was taken, and nothing went wrong.
+    fn write(&self, cx: &mut Context<'_>) -> bool {
         let mut core = self.core.borrow_mut();
         let Core {
             session,
@@ -541,21 +580,22 @@ impl Inner {
             ..
         } = &mut *core
         else {
-            return;
+            return false;
         };
         loop {
             let slices = session.transmit();
             if slices.is_empty() {
-                return;
+                return true;
             }
             let polled = link.poll_write(cx, &slices);
             drop(slices);
             match polled {
                 Poll::Ready(Ok(bytes)) => session.transmitted(self.now(), bytes),
                 Poll::Ready(Err(error)) => {
-                    return session.close(PathCause::Connection(error.to_string()));
+                    session.close(PathCause::Connection(error.to_string()));
+                    return false;
                 }
-                Poll::Pending => return,
+                Poll::Pending => return false,
             }
         }
     }
@@ -595,7 +635,8 @@ impl Inner {
             return;
         };
         let (due, left) = (session.due_bytes(), session.rest_of_pdu());
-        let many = session.in_flight() > COALESCE_ABOVE || due >= COALESCE_BYTES;
+        let many = lets_gather(session);
+        self.gathers.set(many);
         let is_small = due <= session.in_flight() * REST_ANSWER_BYTES_MAX;
         let is_slow = self.was_vain.get() && is_small;
         link.gather(match many {
@@ -625,6 +666,11 @@ impl Inner {
             self.rt.arm(at, owner, 0);
         }
     }
+}
+
+/// Whether so much is in flight that answers may gather.
+fn lets_gather(session: &Session) -> bool {
+    session.in_flight() > COALESCE_ABOVE || session.due_bytes() >= COALESCE_BYTES
 }
 
 impl Timed for Inner {

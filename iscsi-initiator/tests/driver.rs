@@ -85,6 +85,8 @@ struct Wire {
     to_target: Pipe,
     to_initiator: Pipe,
     writes: RefCell<Vec<usize>>,
+    /// How often the link was asked for bytes.
+    polls: Cell<usize>,
     is_reset: Cell<bool>,
     /// StatSN of the next response.
     counted: Cell<u32>,
@@ -100,6 +102,7 @@ impl Link for MemLink {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.0.polls.set(self.0.polls.get() + 1);
         self.0.to_initiator.poll_take(cx, &mut bufs[0]).map(Ok)
     }
 
@@ -453,6 +456,46 @@ fn commands_of_one_turn_leave_in_one_write() {
         );
         let lost = poll_fn(|cx| session.poll_event(cx)).await;
         assert_eq!(lost, SessionEvent::Lost(PathCause::Administrative("test")));
+    });
+}
+
+/// One command at a time is written by who submits it, and each answer costs one turn: one read
+/// that brings it, one that finds no more. Commands that come together still leave together.
+#[test]
+fn commands_that_come_singly_leave_at_once() {
+    let world = world(|_, _, wire| disk(wire));
+    let open = world.port.open(LoginAs::Own, Instant::FAR);
+    let wires = world.wires.clone();
+    world.world.block_on(async move {
+        let session = open.await.expect("login");
+        let wire = wires.borrow()[0].clone();
+        let submit = || {
+            let read = Command::Read {
+                at: Sector(0),
+                sectors: 8,
+            };
+            session.submit(read, IoCtx::foreground())
+        };
+        submit().1.await.expect("read");
+        wire.writes.take();
+        let polls = wire.polls.get();
+        for _ in 0..10 {
+            let (ticket, done) = submit();
+            assert_eq!(wire.writes.take(), [48], "written before `submit` returns");
+            assert!(matches!(session.sent(ticket), Sent::Wholly(_)));
+            done.await.expect("read");
+        }
+        assert_eq!(wire.polls.get() - polls, 2 * 10);
+        for writes in [vec![48, 48], vec![96]] {
+            let pair = [submit(), submit()];
+            for (_, done) in pair {
+                done.await.expect("read");
+            }
+            assert_eq!(wire.writes.take(), writes);
+        }
+        submit().1.await.expect("read");
+        submit();
+        assert_eq!(wire.writes.take(), [48, 48], "singly again");
     });
 }
 

@@ -187,6 +187,22 @@ impl AsRawFd for Alarm {
     }
 }
 
+/// Reads into `bufs`. A single buffer needs no vector, which the kernel would copy and check.
+fn receive(mut socket: &Socket, bufs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    match bufs {
+        [single] => socket.read(single),
+        _ => socket.read_vectored(bufs),
+    }
+}
+
+/// Writes from `bufs`, as [`receive`] reads.
+fn send(mut socket: &Socket, bufs: &[IoSlice<'_>]) -> io::Result<usize> {
+    match bufs {
+        [single] => socket.write(single),
+        _ => socket.write_vectored(bufs),
+    }
+}
+
 impl TcpLink {
     /// Whether the wait is over; if not, the waker is kept.
     fn poll_alarm(&self, cx: &mut Context<'_>) -> bool {
@@ -200,7 +216,7 @@ impl TcpLink {
 
     /// Reads what lies below the mark.
     fn read_now(&mut self, bufs: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        match self.socket.get_ref().read_vectored(bufs) {
+        match receive(self.socket.get_ref(), bufs) {
             Err(error)
                 if matches!(
                     error.kind(),
@@ -283,7 +299,7 @@ impl Link for TcpLink {
                 }
                 Poll::Pending => return Poll::Pending,
             };
-            match guard.get_inner().read_vectored(bufs) {
+            match receive(guard.get_inner(), bufs) {
                 Ok(read) => {
                     (self.waiting, self.fruitless) = (None, 0);
                     self.bunches.took(read);
@@ -309,7 +325,7 @@ impl Link for TcpLink {
         let offered: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
             let mut guard = ready!(self.writer.poll_write_ready(cx))?;
-            match guard.get_inner().write_vectored(bufs) {
+            match send(guard.get_inner(), bufs) {
                 Ok(written) => {
                     // As above: the room that is missing now will be a new edge.
                     if written < offered {

@@ -2,8 +2,9 @@
 //!
 //! One task per session runs turns: read what is there, hand out what it means, write
 //! what is due, look at the clock; in this order, so that what arrived is known before any
-//! deadline is judged. A command that comes alone is written by who submits it: see `Inner::send`. All state lies in the session and in the handle, none in a future, so the
-//! task can be dropped at any time.
+//! deadline is judged. A command that comes alone is written by who submits it: see `Inner::send`.
+//! All state lies in the session and in the handle, none in a future, so the task can be dropped
+//! at any time.
 //!
 //! Ownership: the task holds the session; when the last [`Client`] is dropped the session is
 //! aborted. No borrow is held while results are handed upward, so whoever is told may submit or

@@ -256,6 +256,11 @@ pub trait Mirror: BlockDevice {
     /// Whether a leg is in sync: its content counts.
     fn in_sync(&self, leg: LegIndex) -> bool;
 
+    /// The name of a leg for people.
+    fn leg_name(&self, leg: LegIndex) -> String {
+        format!("leg {}", leg.0)
+    }
+
     /// Reads one leg. [`crate::Kind::Closed`] if it is not there or not in sync.
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, ctx: IoCtx) -> Completion;
 

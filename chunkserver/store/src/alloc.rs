@@ -350,6 +350,13 @@ impl Allocator {
         apart && self.system.len() == pages && !self.fixed.iter().any(on_fixed)
     }
 
+    /// Tree pages that lie in a region.
+    pub(crate) fn system_in(&self, index: u32) -> Vec<Ptr> {
+        let first = u64::from(index) * ALLOC_UNITS;
+        let pages = self.system.range(first..first + ALLOC_UNITS);
+        pages.map(|(&unit, &crc)| Ptr { unit, crc }).collect()
+    }
+
     /// A taken unit becomes a tree page.
     pub(crate) fn add_system(&mut self, ptr: Ptr) {
         self.system.insert(ptr.unit, ptr.crc);

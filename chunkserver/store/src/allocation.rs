@@ -29,7 +29,7 @@ impl Store {
     }
 
     /// Makes a region's alloc page present; false if it cannot be read.
-    async fn present(&self, region: u32) -> bool {
+    pub(crate) async fn present(&self, region: u32) -> bool {
         loop {
             let missing = self.core.borrow_mut().alloc.missing_page(region);
             if missing.is_none() {

@@ -1,10 +1,11 @@
 //! The offline check: references counted anew, sums, directory, maps and alloc map against each
-//! other, and with data every granule on every leg.
+//! other, and with data every granule, every page of metadata, superblocks and journal on every
+//! leg. The scrub of a running volume reads the same.
 
 use crate::alloc::Role;
 use crate::directory::Kind;
 use crate::layout::{Ptr, BLOCK_GRANULES, MAP_PTRS, UNIT_BYTES};
-use crate::maps::Missing;
+use crate::news::News;
 use crate::open::OpenError;
 use crate::options::Options;
 use crate::store::{Life, Store};
@@ -198,9 +199,49 @@ impl Store {
         {
             self.core.borrow_mut().alloc.recount();
         }
+        if options.data {
+            self.examine_fixed(options.repair, summary).await;
+        }
         if !bad.is_empty() {
             self.name_damage(slots, &bad, summary).await;
         }
+    }
+
+    /// Superblocks and journal, on every leg.
+    async fn examine_fixed(&self, repair: bool, summary: &mut Summary) {
+        let problem = |kind, leg, repaired, text| Problem {
+            kind,
+            chunk: None,
+            block: None,
+            leg,
+            repaired,
+            text,
+        };
+        let (units, wrong) = match self.verify_fixed().await {
+            Ok(found) => found,
+            Err(error) => {
+                let text = format!("superblocks and journal cannot be read: {error}");
+                let told = problem(ProblemKind::Metadata, None, false, text);
+                return summary.problems.push(told);
+            }
+        };
+        summary.blocks_checked += units;
+        for wrong in wrong {
+            for &leg in &wrong.bad {
+                let repaired = repair && self.heal_fixed(&wrong, leg).await;
+                let text = self.mismatch(&wrong.what, Some(leg.0));
+                let told = problem(ProblemKind::Checksum, Some(leg.0), repaired, text);
+                summary.problems.push(told);
+            }
+        }
+    }
+
+    fn mismatch(&self, what: &str, leg: Option<LegIndex>) -> String {
+        let place = match leg {
+            Some(leg) => self.medium.mirror.leg_name(leg),
+            None => "every leg".into(),
+        };
+        format!("{what} does not match its checksum on {place}")
     }
 
     /// A check walks over everything: it must not keep everything.
@@ -332,20 +373,20 @@ impl Store {
         summary: &mut Summary,
         bad: &mut BTreeMap<u64, Vec<(Option<LegIndex>, bool)>>,
     ) {
-        let missing = self.core.borrow_mut().alloc.missing_page(region);
-        if missing.is_some() && self.load(vec![Missing::Alloc(region)]).await.is_err() {
+        let known = self.present(region).await;
+        if !known {
             summary.problems.push(Problem {
                 kind: ProblemKind::Metadata,
                 chunk: None,
                 block: None,
                 leg: None,
                 repaired: false,
-                text: format!("alloc page {region} is damaged"),
+                text: format!("allocation page {region} is damaged on every leg"),
             });
-            return;
         }
+        let entries = known.then(|| self.region_entries(region));
         let mut used = Vec::new();
-        for (unit, refs, crc) in self.region_entries(region) {
+        for (unit, refs, crc) in entries.into_iter().flatten() {
             let counted = counts.refs.get(unit as usize).copied().unwrap_or(0);
             let right_crc = counts.sums.get(&unit).copied().unwrap_or(crc);
             if refs != counted || (refs > 0 && crc != right_crc) {
@@ -369,8 +410,15 @@ impl Store {
                 });
             }
         }
+        if options.data {
+            let pages = self.core.borrow().alloc.system_in(region);
+            summary.blocks_checked += pages.len() as u64;
+            used.extend(pages);
+            used.retain(|ptr| !self.is_being_written(ptr.unit));
+            used.sort_unstable();
+        }
         self.examine_data(&used, options.repair, bad).await;
-        if options.repair {
+        if options.repair && known {
             self.core.borrow_mut().alloc.recount_page(region);
         }
     }
@@ -415,24 +463,36 @@ impl Store {
             for (block, ptr) in all.chain(pages.into_iter().map(|ptr| (None, ptr))) {
                 for (leg, repaired) in bad.get(&ptr.unit).into_iter().flatten() {
                     named.insert(ptr.unit);
-                    let place = match leg {
-                        Some(leg) => format!("on leg {}", leg.0),
-                        None => "on every leg".into(),
-                    };
                     summary.problems.push(Problem {
                         kind: ProblemKind::Checksum,
                         chunk: Some((ChunkId(slot.id), ChunkVersion(slot.version))),
                         block,
                         leg: *leg,
                         repaired: *repaired,
-                        text: format!("unit {} does not match its checksum {place}", ptr.unit),
+                        text: self.mismatch(&self.core.borrow().name_of(ptr.unit), *leg),
                     });
                 }
             }
             self.sweep_if_large();
         }
         // The map that points there could be read before, and not now.
-        for unit in bad.keys().filter(|unit| !named.contains(unit)) {
+        for (unit, told) in bad.iter().filter(|(unit, _)| !named.contains(unit)) {
+            if matches!(self.core.borrow().alloc.role(*unit), Role::Tree(_)) {
+                for &(leg, repaired) in told {
+                    summary.problems.push(Problem {
+                        kind: match leg {
+                            Some(_) => ProblemKind::Checksum,
+                            None => ProblemKind::Metadata,
+                        },
+                        chunk: None,
+                        block: None,
+                        leg,
+                        repaired,
+                        text: self.mismatch(&self.core.borrow().name_of(*unit), leg),
+                    });
+                }
+                continue;
+            }
             summary.problems.push(Problem {
                 kind: ProblemKind::Checksum,
                 chunk: None,
@@ -444,46 +504,75 @@ impl Store {
         }
     }
 
-    /// Reads one region (672 granules) of a running volume on every leg, and heals. For the
-    /// scrub, which walks from 0 to [`Store::scrub_regions`].
+    /// Reads one region (672 granules) of a running volume on every leg, data and pages of metadata,
+    /// and heals. For the scrub, which walks from 0 to [`Store::scrub_regions`].
     pub async fn scrub_region(&self, region: u32) -> ScrubStep {
         let mut step = ScrubStep::default();
         if *self.life.borrow() != Life::Running {
             return step;
         }
-        let missing = self.core.borrow_mut().alloc.missing_page(region);
-        if missing.is_some() && self.load(vec![Missing::Alloc(region)]).await.is_err() {
-            step.errors += 1;
+        if region == self.core.borrow().alloc.regions() {
+            self.scrub_fixed(&mut step).await;
             return step;
         }
-        let entries = self.region_entries(region).into_iter();
-        let ptrs: Vec<Ptr> = entries
-            .filter(|(unit, refs, _)| *refs > 0 && !self.cache.borrow().is_in_flight(*unit))
-            .map(|(unit, _, crc)| Ptr { unit, crc })
-            .collect();
+        let mut ptrs = Vec::new();
+        // A page that no leg has is found where it lies.
+        if self.present(region).await {
+            let used = self.region_entries(region).into_iter();
+            let used = used.filter(|(_, refs, _)| *refs > 0);
+            ptrs.extend(used.map(|(unit, _, crc)| Ptr { unit, crc }));
+        }
+        ptrs.extend(self.core.borrow().alloc.system_in(region));
+        ptrs.retain(|ptr| !self.is_being_written(ptr.unit));
+        ptrs.sort_unstable();
         step.checked_bytes = ptrs.len() as u64 * UNIT_BYTES as u64;
         let wrong = self.medium.verify_each_leg(&ptrs, IoCtx::background());
         for (ptr, fetched) in wrong.await {
             // Given up or written anew while it was read: not an error.
-            let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
-            let known = missing.is_empty() || self.load(missing).await.is_ok();
-            let is_in_flight = self.cache.borrow().is_in_flight(ptr.unit);
-            if !known || is_in_flight || !self.core.borrow_mut().holds(ptr) {
+            if !self.is_settled(ptr).await {
                 continue;
             }
             step.errors += fetched.bad.len() as u64;
             match fetched.good {
                 Some(good) => step.healed += self.heal(ptr, good, fetched.bad).await as u64,
                 None if fetched.unreadable => {}
-                None => step.damaged.push(ptr.unit),
+                None => {
+                    self.tell_of_damaged_page(ptr);
+                    step.damaged.push(ptr.unit);
+                }
             }
         }
         step
     }
 
-    /// Regions of a scrub.
+    /// The last step of a scrub: superblocks and journal.
+    async fn scrub_fixed(&self, step: &mut ScrubStep) {
+        let Ok((units, wrong)) = self.verify_fixed().await else {
+            step.errors += 1;
+            return;
+        };
+        step.checked_bytes = units * UNIT_BYTES as u64;
+        for wrong in wrong {
+            for &leg in &wrong.bad {
+                step.errors += 1;
+                step.healed += u64::from(self.heal_fixed(&wrong, leg).await);
+            }
+        }
+    }
+
+    /// No chunk owns a page of the trees: it is told by name.
+    fn tell_of_damaged_page(&self, ptr: Ptr) {
+        let core = self.core.borrow();
+        if matches!(core.alloc.role(ptr.unit), Role::Tree(_)) {
+            let text = format!("{} is damaged on every leg", core.name_of(ptr.unit));
+            drop(core);
+            self.tell(News::ChunkDamaged, text);
+        }
+    }
+
+    /// Steps of a scrub: the regions, and what lies in fixed places.
     pub fn scrub_regions(&self) -> u32 {
-        self.core.borrow().alloc.regions()
+        self.core.borrow().alloc.regions() + 1
     }
 
     /// Reports the chunks that own damaged units (from [`ScrubStep::damaged`]) to the master;

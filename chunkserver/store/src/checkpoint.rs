@@ -94,7 +94,9 @@ impl Store {
             }
         };
         let seq = cut.seq;
+        *self.unwritten.borrow_mut() = cut.writes.iter().map(|(ptr, _)| ptr.unit).collect();
         self.until_space(|| self.write_pages(&cut.writes)).await?;
+        self.unwritten.take();
         if !closing {
             self.answered.wait(seq).await?;
         }
@@ -226,7 +228,15 @@ impl Store {
     }
 
     /// Writes a superblock to the next untainted slot at either end.
-    pub(crate) async fn write_superblock(&self, superblock: &Superblock) -> Result<(), ChunkError> {
+    async fn write_superblock(&self, superblock: &Superblock) -> Result<(), ChunkError> {
+        let turn = self.superblocks.get().0 + 1;
+        self.superblocks.set((turn, true));
+        let written = self.write_slots(superblock).await;
+        self.superblocks.set((turn, false));
+        written
+    }
+
+    async fn write_slots(&self, superblock: &Superblock) -> Result<(), ChunkError> {
         let units = superblock.units;
         let mut writes = Vec::new();
         for end in 0..2 {

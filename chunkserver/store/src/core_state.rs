@@ -373,6 +373,24 @@ impl Core {
         }
     }
 
+    /// What lies in a unit, for people.
+    pub(crate) fn name_of(&self, unit: u64) -> String {
+        let is_page = matches!(self.alloc.role(unit), Role::Tree(_));
+        let trees = [
+            (&self.dir_tree, "directory"),
+            (&self.alloc.tree, "allocation"),
+        ];
+        let mut trees = trees.into_iter().filter(|_| is_page);
+        let found = trees.find_map(|(tree, name)| Some((name, tree.place_of(unit)?)));
+        match found {
+            Some((name, (0, index))) => format!("{name} page {index} in unit {unit}"),
+            Some((name, (_, index))) => {
+                format!("index page {index} of the {name} tree in unit {unit}")
+            }
+            None => format!("unit {unit}"),
+        }
+    }
+
     /// Units of both trees if each of their pages is written anew, and a page more.
     fn tree_units(&self) -> u64 {
         let regions = self.alloc.regions() as usize;

@@ -19,6 +19,7 @@ mod checkpoint;
 mod core_state;
 mod crc;
 mod directory;
+mod fixed;
 mod format;
 mod gate;
 mod info;

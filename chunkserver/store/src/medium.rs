@@ -8,10 +8,11 @@ use blockdev::{
 };
 use chunk_api::crc::crc32;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Units of one read at most.
-const READ_UNITS_MAX: usize = 256;
+pub(crate) const READ_UNITS_MAX: usize = 256;
 /// Units asked for at once when many are wanted.
 const WINDOW_UNITS: usize = 4096;
 /// Reads under way on each leg while every leg is verified.
@@ -168,7 +169,46 @@ impl Medium {
         wrong.extend(run.iter().copied().zip(found).filter(is_wrong));
     }
 
-    fn legs(&self) -> impl Iterator<Item = LegIndex> {
+    /// Adjacent units as one leg has them, `None` for those that its medium does not give, and when
+    /// they were read.
+    pub(crate) async fn read_units(
+        &self,
+        leg: LegIndex,
+        units: Range<u64>,
+        ctx: IoCtx,
+    ) -> Result<(Vec<Option<Buf>>, Seq), IoError> {
+        let count = (units.end - units.start) as usize;
+        let read = |from: u64, count: usize| {
+            let sectors = count as u32 * UNIT_SECTORS as u32;
+            self.mirror.read_leg(leg, sector(from), sectors, ctx)
+        };
+        match read(units.start, count).await {
+            Ok(Done::Read(data, seq)) if data.len() == count * UNIT_BYTES => {
+                let units = (0..count).map(|i| Some(granule(&data, i, &self.pool)));
+                return Ok((units.collect(), seq));
+            }
+            Err(IoError {
+                kind: Kind::Medium { .. },
+                ..
+            })
+            | Ok(_) => {}
+            Err(error) => return Err(error),
+        }
+        let mut found = Vec::with_capacity(count);
+        let mut since: Option<Seq> = None;
+        for unit in units {
+            found.push(match read(unit, 1).await {
+                Ok(Done::Read(data, seq)) if data.len() == UNIT_BYTES => {
+                    since = Some(since.unwrap_or(seq));
+                    Some(granule(&data, 0, &self.pool))
+                }
+                _ => None,
+            });
+        }
+        Ok((found, since.unwrap_or(Seq(0))))
+    }
+
+    pub(crate) fn legs(&self) -> impl Iterator<Item = LegIndex> {
         (0..self.mirror.legs()).map(LegIndex)
     }
 

@@ -9,7 +9,7 @@ use crate::core_state::Core;
 use crate::directory::Directory;
 use crate::journal::frame::Identity;
 use crate::journal::record::Record;
-use crate::journal::replay::{find, Found};
+use crate::journal::replay::{find, Ask, Found};
 use crate::journal::writer::Journal;
 use crate::layout::{
     sector, Page, Ptr, ALLOC_UNITS, DIR_SLOTS, SLOTS_PER_END, UNIT_BYTES, UNIT_SECTORS,
@@ -253,7 +253,7 @@ impl Store {
         let sb = newest_superblock(&medium).await?;
         let core = load_base(&medium, &sb, &options).await?;
         let store = Store::assemble(mirror, rt, pool, options, core);
-        let found = find(&store.medium, &sb).await?;
+        let found = find(&store.medium, &sb, Ask::Any).await?;
         if let (Some(lost), false) = (found.lost, accept_loss) {
             return Err(OpenError::JournalLost(lost));
         }

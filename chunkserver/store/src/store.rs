@@ -5,6 +5,7 @@
 //! (load pages, read edges), then change the state and append to the journal in one step; `pump`
 //! submits what the journal has to write; answers come back through [`Joiner`].
 
+use crate::alloc::Role;
 use crate::cache::DataCache;
 use crate::core_state::Core;
 use crate::gate::Gate;
@@ -21,11 +22,12 @@ use crate::stale::StaleWatch;
 use crate::stats::{Counted, Counters, Stats};
 use crate::streams::Streams;
 use blockdev::{
-    Buf, Instant, IoCtx, IoError, IoResult, Joiner, Kind, Mirror, Op, Pool, Rt, StateChange,
+    Buf, Instant, IoCtx, IoError, IoResult, IoVec, Joiner, Kind, LegIndex, Mirror, Op, Pool, Rt,
+    Seq, StateChange,
 };
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
@@ -72,6 +74,10 @@ pub struct Store {
     /// Checkpoints done since the start.
     pub(crate) checkpoints: Gate,
     pub(crate) checkpoints_begun: Cell<u64>,
+    /// Pages of the checkpoint under way that are not written yet.
+    pub(crate) unwritten: RefCell<BTreeSet<u64>>,
+    /// Superblocks written since the start, and whether one is just now.
+    pub(crate) superblocks: Cell<(u64, bool)>,
     pub(crate) checkpoints_wanted: Cell<u64>,
     pub(crate) reports: Rc<ReportQueue>,
     pub(crate) counters: Counters,
@@ -132,6 +138,8 @@ impl Store {
             durable: Gate::default(),
             checkpoints: Gate::default(),
             checkpoints_begun: Cell::new(0),
+            unwritten: RefCell::default(),
+            superblocks: Cell::default(),
             checkpoints_wanted: Cell::new(0),
             reports: Rc::default(),
             counters: Counters::default(),
@@ -513,44 +521,61 @@ impl Store {
 
     /// Writes the right bytes to the legs that have others, if the unit still is what it was.
     /// Returns how many legs were healed.
-    pub(crate) async fn heal(
-        &self,
-        ptr: Ptr,
-        good: Buf,
-        bad: Vec<(blockdev::LegIndex, blockdev::Seq)>,
-    ) -> usize {
+    pub(crate) async fn heal(&self, ptr: Ptr, good: Buf, bad: Vec<(LegIndex, Seq)>) -> usize {
         if !matches!(*self.life.borrow(), Life::Running | Life::Stopping) {
             return 0;
         }
         let mut healed = 0;
         for (leg, since) in bad {
-            let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
-            if !missing.is_empty() && Box::pin(self.load(missing)).await.is_err() {
+            if !self.is_settled(ptr).await {
                 return healed;
             }
-            if !self.core.borrow_mut().holds(ptr) || self.cache.borrow().is_in_flight(ptr.unit) {
-                return healed;
-            }
+            let what = self.core.borrow().name_of(ptr.unit);
             let data = good.clone().into();
-            let ctx = IoCtx::background();
-            let at = sector(ptr.unit);
-            if self
-                .medium
-                .mirror
-                .rewrite(leg, at, data, since, ctx)
-                .await
-                .is_ok()
-            {
-                healed += 1;
-                self.counters.healed.set(self.counters.healed.get() + 1);
-                let text = format!(
-                    "unit {} rewritten on leg {} with the right bytes",
-                    ptr.unit, leg.0
-                );
-                self.tell(News::BlockHealed, text);
-            }
+            healed += usize::from(self.rewrite(&what, ptr.unit, data, (leg, since)).await);
         }
         healed
+    }
+
+    /// Writes right bytes to one leg, counts and tells. The caller has made sure that they belong
+    /// there.
+    pub(crate) async fn rewrite(
+        &self,
+        what: &str,
+        unit: u64,
+        good: IoVec,
+        (leg, since): (LegIndex, Seq),
+    ) -> bool {
+        let ctx = IoCtx::background();
+        let mirror = &self.medium.mirror;
+        let rewritten = mirror.rewrite(leg, sector(unit), good, since, ctx);
+        if rewritten.await.is_err() {
+            return false;
+        }
+        self.counters.healed.set(self.counters.healed.get() + 1);
+        let text = format!(
+            "{what} rewritten on {} with the right bytes",
+            mirror.leg_name(leg)
+        );
+        self.tell(News::BlockHealed, text);
+        true
+    }
+
+    /// Whether a unit is what the pointer says, and has been written: what else lies there is wrong.
+    pub(crate) async fn is_settled(&self, ptr: Ptr) -> bool {
+        // Of a page of the trees no alloc page tells.
+        if self.core.borrow().alloc.role(ptr.unit) != Role::Tree(ptr.crc) {
+            let missing = self.core.borrow_mut().missing_units(vec![ptr.unit]);
+            if !missing.is_empty() && Box::pin(self.load(missing)).await.is_err() {
+                return false;
+            }
+        }
+        !self.is_being_written(ptr.unit) && self.core.borrow_mut().holds(ptr)
+    }
+
+    /// Whether what belongs in a unit may not be there yet.
+    pub(crate) fn is_being_written(&self, unit: u64) -> bool {
+        self.cache.borrow().is_in_flight(unit) || self.unwritten.borrow().contains(&unit)
     }
 
     /// A chunk is damaged on every leg.

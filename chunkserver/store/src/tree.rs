@@ -132,6 +132,14 @@ impl Tree {
             .filter(|p| !p.is_hole())
     }
 
+    /// Level and index of the page in `unit`, if it is one of this tree.
+    pub(crate) fn place_of(&self, unit: u64) -> Option<(usize, usize)> {
+        self.levels.iter().enumerate().find_map(|(level, entries)| {
+            let index = entries.iter().position(|e| e.ptr.unit == unit)?;
+            Some((level, index))
+        })
+    }
+
     pub(crate) fn root(&self) -> TreeRoot {
         let root = self.levels.last().and_then(|level| level.first()).copied();
         let root = root.unwrap_or_default();

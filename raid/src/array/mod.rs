@@ -497,6 +497,13 @@ impl Mirror for Array {
         leg.0 < 2 && self.leg(leg).state() == LegState::InSync
     }
 
+    fn leg_name(&self, leg: LegIndex) -> String {
+        match leg.0 < 2 {
+            true => self.leg(leg).name(),
+            false => format!("leg {}", leg.0),
+        }
+    }
+
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, ctx: IoCtx) -> Completion {
         match self.closed() {
             Some(kind) => Completion::refused(kind),

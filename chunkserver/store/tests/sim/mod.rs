@@ -184,6 +184,19 @@ impl Disk {
         chunk_api::crc::crc32(&all)
     }
 
+    /// Damages every unit that begins with one of `magics`; returns how many there are.
+    pub fn rot_pages(&mut self, magics: &[&[u8; 4]]) -> usize {
+        self.flush_all();
+        let mut hit = 0;
+        for (sector, bytes) in &mut self.durable {
+            if sector % 8 == 0 && magics.iter().any(|magic| bytes[..4] == magic[..]) {
+                bytes[128..160].fill(0xEE);
+                hit += 1;
+            }
+        }
+        hit
+    }
+
     /// Damages a sector that holds something; returns which.
     pub fn rot(&mut self, rng: &mut Rng, except: Range<u64>) -> Option<u64> {
         let candidates: Vec<u64> = self

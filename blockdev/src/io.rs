@@ -261,7 +261,8 @@ pub trait Mirror: BlockDevice {
         format!("leg {}", leg.0)
     }
 
-    /// Reads one leg. [`crate::Kind::Closed`] if it is not there or not in sync.
+    /// Reads one leg. One that is there but not in sync may answer, too: its bytes count only where
+    /// a checksum kept elsewhere proves them. [`crate::Kind::Closed`] if it does not.
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, ctx: IoCtx) -> Completion;
 
     /// Writes bytes known good to one leg; a no-op if a write submitted after `since` overlaps.

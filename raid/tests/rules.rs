@@ -2,7 +2,7 @@
 
 mod common;
 
-use blockdev::{BlockDevice, IoCtx, Kind, LegIndex, LocalFuture, Mirror, Op, Sector};
+use blockdev::{BlockDevice, Done, IoCtx, Kind, LegIndex, LocalFuture, Mirror, Op, Sector};
 use common::bench::{told, Bench};
 use common::Shared;
 use raid::assemble::{assemble, AssembleError};
@@ -700,6 +700,27 @@ fn operators_fail_and_remove_but_never_the_last() {
     act(|a| Box::pin(async move { a.remove("sto1").await })).expect("removed");
     assert_eq!(bench.states(&array), ["missing", "in-sync"]);
     assert_eq!(bench.superblock(1).expect("superblock").missing_slots(), 1);
+}
+
+/// The store may prove by its checksums what nobody else has.
+#[test]
+fn a_leg_that_is_out_can_be_read_by_who_asks_for_it() {
+    let bench = Bench::new(31);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    let failing = array.clone();
+    let failed = async move { failing.fail("sto1").await };
+    bench.world.block_on(failed).expect("failed");
+    bench.write(&array, 8, 2).expect("degraded");
+    let first = |leg| {
+        let read = array.read_leg(LegIndex(leg), Sector(8), 8, IoCtx::background());
+        match bench.world.block_on(read) {
+            Ok(Done::Read(data, _)) => data.to_vec()[0],
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((first(0), first(1)), (1, 2));
+    assert!(!array.in_sync(LegIndex(0)));
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! What `raid` asks: which space is used, and whether bytes are what they should be.
 
 use crate::alloc::{entry, Role};
+use crate::directory::Kind;
 use crate::layout::{Ptr, ALLOC_UNITS, UNIT_BYTES, UNIT_SECTORS};
 use crate::maps::Missing;
 use crate::medium::granule;
 use crate::store::Store;
 use blockdev::{Allocation, IoVec, LocalFuture, Sector, Verdict};
 use chunk_api::crc::crc32;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 impl Store {
@@ -39,6 +41,45 @@ impl Store {
                 return false;
             }
         }
+    }
+
+    /// What a unit should hold whose alloc page no leg has: the maps say it, too. Nothing in such a
+    /// region changes, for each change needs the page; so it is looked up once.
+    async fn owned(&self, unit: u64) -> Result<Option<Ptr>, ()> {
+        match self.core.borrow().alloc.role(unit) {
+            Role::Tree(crc) => return Ok(Some(Ptr { unit, crc })),
+            Role::Fixed | Role::Pending => return Err(()),
+            Role::Plain => {}
+        }
+        let region = (unit / ALLOC_UNITS) as u32;
+        if !self.lost_regions.borrow().contains_key(&region) {
+            let owned = self.owned_in(region).await;
+            self.lost_regions.borrow_mut().insert(region, owned);
+        }
+        let lost = self.lost_regions.borrow();
+        // What no map names may still be named by one that cannot be read.
+        let crc = lost.get(&region).and_then(|owned| owned.get(&unit));
+        crc.map(|&crc| Some(Ptr { unit, crc })).ok_or(())
+    }
+
+    /// Units of a region that some map names, with their sums. Walks over all maps.
+    async fn owned_in(&self, region: u32) -> BTreeMap<u64, u32> {
+        let mut owned = BTreeMap::new();
+        let slots = self.core.borrow().dir.slots();
+        for number in 0..slots {
+            let before = self.core.borrow().dir.get(number);
+            let is_readable = before.kind != Kind::Empty && self.present_map(number).await.is_ok();
+            let now = self.core.borrow().dir.get(number);
+            if !is_readable || (now.kind, now.id) != (before.kind, before.id) {
+                continue;
+            }
+            let (ptrs, pages) = self.pointers(number);
+            let ptrs = ptrs.into_iter().map(|(_, ptr)| ptr).chain(pages);
+            let here = ptrs.filter(|ptr| (ptr.unit / ALLOC_UNITS) as u32 == region);
+            owned.extend(here.map(|ptr| (ptr.unit, ptr.crc)));
+            self.sweep();
+        }
+        owned
     }
 
     async fn used_from(&self, from: Sector) -> Option<Range<Sector>> {
@@ -85,11 +126,11 @@ impl Store {
             let unit = first + i as u64;
             let region = (unit / ALLOC_UNITS) as u32;
             let inside = region < self.core.borrow().alloc.regions();
-            if inside && !self.present(region).await {
-                out.push(Verdict::Unknown);
-                continue;
-            }
-            out.push(match self.expected(unit) {
+            let expected = match inside && !self.present(region).await {
+                true => self.owned(unit).await,
+                false => self.expected(unit),
+            };
+            out.push(match expected {
                 Ok(None) => Verdict::Free,
                 Err(()) => Verdict::Unknown,
                 Ok(Some(ptr)) => match crc32(&granule(&data, i, &self.medium.pool)) == ptr.crc {

@@ -253,7 +253,7 @@ impl Store {
         }
     }
 
-    async fn present_map(&self, number: u32) -> Result<(), String> {
+    pub(crate) async fn present_map(&self, number: u32) -> Result<(), String> {
         loop {
             let missing = {
                 let mut core = self.core.borrow_mut();
@@ -346,7 +346,7 @@ impl Store {
     }
 
     /// Granules of a chunk with their places, and the pages of its map.
-    fn pointers(&self, number: u32) -> (Vec<(u32, Ptr)>, Vec<Ptr>) {
+    pub(crate) fn pointers(&self, number: u32) -> (Vec<(u32, Ptr)>, Vec<Ptr>) {
         let core = self.core.borrow();
         let mut ptrs = Vec::new();
         for page in core.maps.present(&core.dir, number) {

@@ -44,7 +44,7 @@ pub struct VolumeInfo {
 
 /// Reads what a volume is, without writing.
 pub async fn info(mirror: Rc<dyn Mirror>, pool: Pool) -> Result<VolumeInfo, OpenError> {
-    let sb = newest_superblock(&Medium { mirror, pool }).await?;
+    let sb = newest_superblock(&Medium::new(mirror, pool)).await?;
     let unit = crate::layout::UNIT_BYTES as u64;
     Ok(VolumeInfo {
         format_version: crate::superblock::FORMAT_VERSION,

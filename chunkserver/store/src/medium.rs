@@ -7,6 +7,7 @@ use blockdev::{
     Sector, Seq,
 };
 use chunk_api::crc::crc32;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::Rc;
@@ -19,6 +20,9 @@ const WINDOW_UNITS: usize = 4096;
 const VERIFY_READS_IN_FLIGHT: usize = 8;
 /// Units under way on each leg meanwhile: 2 MiB, so that what a client asks for does not queue behind more.
 const VERIFY_UNITS_IN_FLIGHT: usize = 2 * READ_UNITS_MAX;
+
+/// Units kept to be healed after a start at most: a scrub finds the others.
+const WRONG_MAX: usize = 1024;
 
 /// A granule that was asked for.
 #[derive(Default)]
@@ -39,6 +43,8 @@ type LegReads = Vec<(LegIndex, Completion)>;
 pub(crate) struct Medium {
     pub(crate) mirror: Rc<dyn Mirror>,
     pub(crate) pool: Pool,
+    /// What a start has found wrong on a leg.
+    pub(crate) wrong: Rc<RefCell<Vec<(Ptr, Fetched)>>>,
 }
 
 /// Unit `index` of `data` as one slice of one page.
@@ -66,6 +72,14 @@ fn extent(run: &[Ptr]) -> (Sector, u32) {
 }
 
 impl Medium {
+    pub(crate) fn new(mirror: Rc<dyn Mirror>, pool: Pool) -> Medium {
+        Medium {
+            mirror,
+            pool,
+            wrong: Rc::default(),
+        }
+    }
+
     fn matches(&self, data: &[u8], ptr: Ptr) -> bool {
         blockdev::mutation::off("store.checksum") || crc32(data) == ptr.crc
     }
@@ -108,7 +122,25 @@ impl Medium {
                 self.judge(leg, ptr, read.await, &mut out);
             }
         }
+        self.ask_outside(ptr, ctx, &mut out).await;
         out
+    }
+
+    /// Where no leg in sync has the bytes, one that is there but out may have them: the sum proves
+    /// them, wherever they lie.
+    async fn ask_outside(&self, ptr: Ptr, ctx: IoCtx, out: &mut Fetched) {
+        for leg in self.legs().filter(|&leg| !self.mirror.in_sync(leg)) {
+            if out.good.is_some() {
+                return;
+            }
+            let (at, sectors) = extent(&[ptr]);
+            let answer = self.mirror.read_leg(leg, at, sectors, ctx).await;
+            if let Ok(Done::Read(data, _)) = answer {
+                let whole = data.len() == UNIT_BYTES;
+                let buf = whole.then(|| granule(&data, 0, &self.pool));
+                out.good = buf.filter(|buf| self.matches(buf, ptr));
+            }
+        }
     }
 
     /// Reads what the pointers name on every leg, neighbours together, all legs beside each other and past the
@@ -165,8 +197,12 @@ impl Medium {
             // Sums of a MiB take a while: whoever was woken meanwhile goes first.
             pass_turn().await;
         }
-        let is_wrong = |(_, out): &(Ptr, Fetched)| !out.bad.is_empty();
-        wrong.extend(run.iter().copied().zip(found).filter(is_wrong));
+        for (&ptr, mut out) in run.iter().zip(found) {
+            if !out.bad.is_empty() {
+                self.ask_outside(ptr, ctx, &mut out).await;
+                wrong.push((ptr, out));
+            }
+        }
     }
 
     /// Adjacent units as one leg has them, `None` for those that its medium does not give, and when
@@ -243,13 +279,21 @@ impl Medium {
     /// Reads pages; `Err` names the first pointer that no leg can satisfy.
     pub(crate) async fn fetch_pages(&self, ptrs: &[Ptr], ctx: IoCtx) -> Result<Vec<Page>, Ptr> {
         let fetched = self.fetch(ptrs, ctx).await;
-        let pages = ptrs.iter().zip(fetched).map(|(&ptr, fetched)| {
-            fetched
-                .good
-                .and_then(|buf| Page::from_bytes(&buf))
-                .ok_or(ptr)
-        });
-        pages.collect()
+        let mut pages = Vec::with_capacity(ptrs.len());
+        for (&ptr, fetched) in ptrs.iter().zip(fetched) {
+            let page = fetched.good.as_ref().and_then(|buf| Page::from_bytes(buf));
+            pages.push(page.ok_or(ptr)?);
+            self.note_wrong(ptr, fetched);
+        }
+        Ok(pages)
+    }
+
+    /// To be healed once the volume may be written.
+    pub(crate) fn note_wrong(&self, ptr: Ptr, fetched: Fetched) {
+        let mut wrong = self.wrong.borrow_mut();
+        if !fetched.bad.is_empty() && wrong.len() < WRONG_MAX {
+            wrong.push((ptr, fetched));
+        }
     }
 
     /// Whether an unanswered write may land in `units` units from `unit`.

@@ -53,8 +53,11 @@ pub enum OpenError {
     #[error("cannot read the volume: {0}")]
     Io(String),
     /// Metadata is damaged on every leg.
-    #[error("metadata is damaged ({0}): run `antler volume check --repair`")]
+    #[error("metadata is damaged on every leg ({0}), which no check repairs: a leg that was not asked may be whole: `antler leg run VOLUME DEVICE --alone`; else let MooseFS replicate the chunks to a volume created anew")]
     Damaged(String),
+    /// The same, met after replay: what can be read can be saved.
+    #[error("closing the previous run failed: {0} on every leg, which no check repairs: `antler volume export VOLUME DIR` saves the chunks that can be read; a leg that was not asked may be whole: `antler leg run VOLUME DEVICE --alone`")]
+    DamagedAtClosing(String),
     /// A frame that was durable is gone from every leg.
     #[error("journal frame {0} is lost on every leg: run `antler volume check --repair` to go on without it and what follows it")]
     JournalLost(u64),
@@ -246,13 +249,10 @@ impl Store {
         options: Options,
         accept_loss: bool,
     ) -> Result<(Rc<Store>, Recovered), OpenError> {
-        let medium = Medium {
-            mirror: mirror.clone(),
-            pool: pool.clone(),
-        };
+        let medium = Medium::new(mirror, pool);
         let sb = newest_superblock(&medium).await?;
         let core = load_base(&medium, &sb, &options).await?;
-        let store = Store::assemble(mirror, rt, pool, options, core);
+        let store = Store::assemble(medium, rt, options, core);
         let found = find(&store.medium, &sb, Ask::Any).await?;
         if let (Some(lost), false) = (found.lost, accept_loss) {
             return Err(OpenError::JournalLost(lost));
@@ -448,13 +448,19 @@ impl Store {
             _ => {}
         }
         let closed = store.close_previous_run(recovered).await;
-        closed.map_err(|error| OpenError::Closing(error.to_string()))?;
+        closed.map_err(|error| match store.met_damage.get() {
+            true => OpenError::DamagedAtClosing(error.to_string()),
+            false => OpenError::Closing(error.to_string()),
+        })?;
         *store.life.borrow_mut() = Life::Running;
         let map: Rc<dyn Allocation> = store.clone();
         let map: Weak<dyn Allocation> = Rc::downgrade(&map);
         mirror.set_allocation(map);
         mirror.recovered();
         store.start_background();
+        for (ptr, fetched) in store.medium.wrong.take() {
+            store.clone().heal_later(ptr, fetched);
+        }
         store
             .counters
             .open_ms

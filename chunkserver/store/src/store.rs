@@ -22,8 +22,7 @@ use crate::stale::StaleWatch;
 use crate::stats::{Counted, Counters, Stats};
 use crate::streams::Streams;
 use blockdev::{
-    Buf, Instant, IoCtx, IoError, IoResult, IoVec, Joiner, Kind, LegIndex, Mirror, Op, Pool, Rt,
-    Seq, StateChange,
+    Buf, Instant, IoCtx, IoError, IoResult, IoVec, Joiner, Kind, LegIndex, Op, Rt, Seq, StateChange,
 };
 use chunk_api::{ChunkError, ChunkId, Report, ReportQueue};
 use std::cell::{Cell, RefCell};
@@ -102,6 +101,10 @@ pub struct Store {
     news: Newsroom,
     pub(crate) stale: RefCell<StaleWatch>,
     fullness: Cell<Fullness>,
+    /// Sums by unit of regions whose alloc page no leg has, as the maps have them.
+    pub(crate) lost_regions: RefCell<BTreeMap<u32, BTreeMap<u64, u32>>>,
+    /// Metadata was met that no leg has right.
+    pub(crate) met_damage: Cell<bool>,
 }
 
 /// Keeps loaded pages in memory while it lives.
@@ -114,17 +117,11 @@ impl Drop for Hold<'_> {
 }
 
 impl Store {
-    pub(crate) fn assemble(
-        mirror: Rc<dyn Mirror>,
-        rt: Rt,
-        pool: Pool,
-        options: Options,
-        core: Core,
-    ) -> Rc<Store> {
+    pub(crate) fn assemble(medium: Medium, rt: Rt, options: Options, core: Core) -> Rc<Store> {
         Rc::new_cyclic(|me| Store {
             me: me.clone(),
-            cache: RefCell::new(DataCache::new(options.cache_bytes, pool.clone())),
-            medium: Medium { mirror, pool },
+            cache: RefCell::new(DataCache::new(options.cache_bytes, medium.pool.clone())),
+            medium,
             rt,
             news: Newsroom::new(options.name.clone()),
             stale: RefCell::new(StaleWatch::new(core.superblock.highest_id)),
@@ -153,6 +150,8 @@ impl Store {
             undone: RefCell::default(),
             holding: Cell::new(0),
             fullness: Cell::default(),
+            lost_regions: RefCell::default(),
+            met_damage: Cell::default(),
         })
     }
 
@@ -263,6 +262,7 @@ impl Store {
                 }
             });
             if !taken && self.is_still_missing(what, ptr) {
+                self.met_damage.set(true);
                 return Err(ChunkError::Io(format!(
                     "metadata in unit {} is damaged",
                     ptr.unit
@@ -512,6 +512,9 @@ impl Store {
 
     /// Heals in the background what a read found.
     pub(crate) fn heal_later(self: Rc<Self>, ptr: Ptr, fetched: Fetched) {
+        if *self.life.borrow() == Life::Closed {
+            return self.medium.note_wrong(ptr, fetched);
+        }
         let Some(good) = fetched.good else { return };
         let me = self.clone();
         self.rt.spawn(async move {

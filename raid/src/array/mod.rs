@@ -204,6 +204,8 @@ pub(crate) struct Start {
 }
 
 const EVENTS_KEPT: usize = 128;
+/// What a leg that is out may still tell is not waited for longer.
+const OUTSIDE_READ_MAX: Duration = Duration::from_secs(1);
 /// Index of the leg that is filled to replace another.
 const REPLACEMENT: LegIndex = LegIndex(2);
 
@@ -293,6 +295,20 @@ impl Array {
 
     fn leg(&self, index: LegIndex) -> &Leg {
         &self.legs[usize::from(index.0)]
+    }
+
+    /// Reads a leg that is not in sync, for who can prove what it finds there.
+    fn read_outside(&self, leg: LegIndex, at: Sector, sectors: u32, ctx: IoCtx) -> Completion {
+        let device = self.legs.get(usize::from(leg.0)).and_then(Leg::device);
+        let Some(device) = device else {
+            return Completion::refused(Kind::Closed);
+        };
+        let at = Sector(self.leg(leg).places().data.0 + at.0);
+        let ctx = IoCtx {
+            deadline: ctx.deadline.min(self.rt.now() + OUTSIDE_READ_MAX),
+            ..ctx
+        };
+        device.submit(Op::Read { at, sectors }, ctx)
     }
 
     /// The other slot's leg; for a replacement that of the slot it is not for.
@@ -507,8 +523,8 @@ impl Mirror for Array {
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, ctx: IoCtx) -> Completion {
         match self.closed() {
             Some(kind) => Completion::refused(kind),
-            None if !self.in_sync(leg) => Completion::refused(Kind::Closed),
-            None => self.read(at, sectors, ctx, Some(leg)),
+            None if self.in_sync(leg) => self.read(at, sectors, ctx, Some(leg)),
+            None => self.read_outside(leg, at, sectors, ctx),
         }
     }
 

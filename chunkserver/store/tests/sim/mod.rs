@@ -2,7 +2,7 @@
 //!
 //! A leg answers a write when it is in its cache. A power cut leaves of what was not flushed any
 //! subset, torn at 512 bytes; a killed process leaves its unanswered writes applied, not applied,
-//! or torn. Both legs are always in sync.
+//! or torn. Both legs are in sync unless a test takes one out.
 #![allow(dead_code, unreachable_pub)]
 
 pub mod life;
@@ -244,6 +244,10 @@ pub struct SimMirror {
     pub leg_reads: RefCell<Vec<(u8, Range<u64>)>>,
     /// Sectors under way in reads, and the most there were at a time.
     pub reading: Rc<Cell<(u64, u64)>>,
+    /// The leg that is out: it gets no writes.
+    pub out: Cell<Option<u8>>,
+    /// It cannot be read either.
+    pub away: Cell<bool>,
     /// Sectors that leg 1 cannot read.
     pub unreadable: RefCell<BTreeSet<u64>>,
     log: RefCell<BTreeMap<u64, Range<u64>>>,
@@ -272,6 +276,8 @@ impl SimMirror {
             max_delay_us: Cell::new(300),
             leg_reads: RefCell::default(),
             reading: Rc::default(),
+            out: Cell::default(),
+            away: Cell::default(),
             unreadable: RefCell::default(),
             log: RefCell::default(),
         })
@@ -365,9 +371,13 @@ impl BlockDevice for SimMirror {
         match op {
             Op::Read { at, sectors } => {
                 let leg = self.rng.borrow_mut().below(2) as usize;
+                let leg = self.out.get().map_or(leg, |out| 1 - usize::from(out));
                 self.read_at(leg, at, sectors)
             }
-            Op::Write { at, data, want } => self.write_legs(&[0, 1], at, &data, want),
+            Op::Write { at, data, want } => match self.out.get() {
+                Some(out) => self.write_legs(&[1 - usize::from(out)], at, &data, want),
+                None => self.write_legs(&[0, 1], at, &data, want),
+            },
             Op::Flush if self.refuse_flush.get() => {
                 Completion::refused(Kind::Refused(Refusal::NotSupported))
             }
@@ -408,11 +418,14 @@ impl Mirror for SimMirror {
         2
     }
 
-    fn in_sync(&self, _leg: LegIndex) -> bool {
-        true
+    fn in_sync(&self, leg: LegIndex) -> bool {
+        self.out.get() != Some(leg.0)
     }
 
     fn read_leg(&self, leg: LegIndex, at: Sector, sectors: u32, _ctx: IoCtx) -> Completion {
+        if self.away.get() && !self.in_sync(leg) {
+            return Completion::refused(Kind::Closed);
+        }
         let range = at.0..at.0 + u64::from(sectors);
         self.leg_reads.borrow_mut().push((leg.0, range.clone()));
         let first_bad = self.unreadable.borrow().range(range).next().copied();

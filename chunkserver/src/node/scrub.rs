@@ -157,6 +157,9 @@ impl Scrubber {
                 damaged.clear();
                 reported = now;
             }
+            if region + 1 == regions {
+                store.look_again();
+            }
             drop(store);
             empty = if step.checked_bytes > 0 { 0 } else { empty + 1 };
             self.keep_pace(empty).await;

@@ -37,6 +37,7 @@ mod order;
 mod page_cache;
 mod quarantine;
 mod read;
+mod recheck;
 mod replica;
 mod single;
 mod stale;

@@ -114,7 +114,7 @@ pub struct Stats {
     pub free_bytes: u64,
     /// Live chunks.
     pub chunks: u64,
-    /// Chunks found damaged on every leg since the start.
+    /// Chunks found damaged on every leg since the start, and not whole since.
     pub damaged_chunks: u64,
     /// Granules rewritten on a leg from another one since the start.
     pub healed_blocks: u64,

@@ -101,6 +101,10 @@ pub struct Store {
     news: Newsroom,
     pub(crate) stale: RefCell<StaleWatch>,
     fullness: Cell<Fullness>,
+    /// Damaged chunks are being looked at again; and once more after that.
+    pub(crate) looking: Cell<(bool, bool)>,
+    /// Legs in sync when they were last looked at, one bit each.
+    pub(crate) legs_in_sync: Cell<u8>,
     /// Sums by unit of regions whose alloc page no leg has, as the maps have them.
     pub(crate) lost_regions: RefCell<BTreeMap<u32, BTreeMap<u64, u32>>>,
     /// Metadata was met that no leg has right.
@@ -150,6 +154,8 @@ impl Store {
             undone: RefCell::default(),
             holding: Cell::new(0),
             fullness: Cell::default(),
+            looking: Cell::default(),
+            legs_in_sync: Cell::default(),
             lost_regions: RefCell::default(),
             met_damage: Cell::default(),
         })
@@ -640,6 +646,7 @@ impl Store {
             tracing::warn!(volume = %self.options.name, %error, "purge of old deletions failed");
         }
         self.watch_space();
+        self.watch_legs();
     }
 
     /// Counters and figures for the status page.

@@ -1,11 +1,12 @@
-//! What is damaged on every leg in sync: found on a leg that is out or judged by the maps.
+//! What is damaged on every leg in sync: found on a leg that is out, judged by the maps, looked at again when a
+//! leg comes back.
 
 mod sim;
 
 use blockdev::sim::VirtualRt;
 use blockdev::{Allocation, Done, IoCtx, LegIndex, Mirror, Pool, Sector, StateChange, Verdict};
 use chunk_api::crc::crc32_iovec;
-use chunk_api::{ChunkError, ChunkId, ChunkVersion, Chunks};
+use chunk_api::{ChunkError, ChunkId, ChunkVersion, Chunks, Report};
 use chunk_store::{
     check, format, CheckOptions, CheckResult, FormatParams, OpenError, Options, Store,
 };
@@ -110,6 +111,16 @@ fn events(store: &Store) -> Vec<StateChange> {
     .collect()
 }
 
+fn reports(store: &Store) -> Vec<Report> {
+    let mut cx = Context::from_waker(Waker::noop());
+    let reports = store.reports();
+    std::iter::from_fn(|| match reports.poll_next(&mut cx) {
+        Poll::Ready(report) => Some(report),
+        Poll::Pending => None,
+    })
+    .collect()
+}
+
 /// Leg 1 was out and is the only one with whole metadata and data: both are taken from there, and the leg in
 /// sync is healed, so that it can do without.
 #[test]
@@ -191,4 +202,43 @@ fn metadata_lost_on_every_leg_names_the_ways_out() {
     assert_eq!(found.result(), CheckResult::Damaged);
     let named = |p: &chunk_store::Problem| p.text.contains("allocation page");
     assert!(found.problems.iter().any(named), "{found:?}");
+}
+
+/// A chunk found damaged while the good leg was away is whole when that leg is back, and the master hears of it.
+#[test]
+fn a_chunk_is_announced_as_whole_when_its_good_leg_is_back() {
+    let v = volume();
+    let store = v.open().expect("opened");
+    v.mirror.out.set(Some(1));
+    v.mirror.away.set(true);
+    v.rot(0, &[&[byte(7); 4]]);
+    assert_eq!(v.read(&store, 7), Err(ChunkError::Crc));
+    v.world.run_for(Duration::from_secs(5));
+    assert_eq!(store.stats().damaged_chunks, 1);
+    assert!(reports(&store).contains(&Report::Damaged(ID)));
+    v.mirror.away.set(false);
+    v.mirror.out.set(None);
+    v.world.run_for(Duration::from_secs(5));
+    assert_eq!(store.stats().damaged_chunks, 0);
+    let whole = Report::New {
+        id: ID,
+        version: V1,
+        removing: false,
+    };
+    assert_eq!(reports(&store), [whole]);
+    assert_eq!(v.read(&store, 7), Ok(vec![byte(7); 65_536]));
+}
+
+/// A second look is no absolution.
+#[test]
+fn what_is_still_damaged_stays_so() {
+    let v = volume();
+    let store = v.open().expect("opened");
+    (0..2).for_each(|leg| v.rot(leg, &[&[byte(7); 4]]));
+    assert_eq!(v.read(&store, 7), Err(ChunkError::Crc));
+    reports(&store);
+    store.look_again();
+    v.world.run_for(Duration::from_secs(5));
+    assert_eq!(store.stats().damaged_chunks, 1);
+    assert_eq!(reports(&store), []);
 }

@@ -5,8 +5,8 @@
 //! code relies upon; what it cannot honour it refuses by name (level, unknown feature bits,
 //! reshape, clustering). A leg's *slot* is `roles[dev_number]`; `dev_number` is only an index.
 //!
-//! Event counts: raised by 2 for each change of a leg's state, never lowered, equal on both legs;
-//! a leg one behind is as fresh (md counts that way between clean and dirty). `resync_offset` is
+//! Event counts: raised by 2 for each change of a leg's state and before bits are cleared, never
+//! lowered, equal on both legs; a leg one behind is as fresh (md counts that way between clean and dirty). `resync_offset` is
 //! all ones when the array is clean.
 //!
 //! Source: md(4), and the bytes of pairs made by mdadm 4.2 and written by Linux 6.1.

@@ -6,6 +6,7 @@ use blockdev::{
     Allocation, BlockDevice, IoCtx, IoVec, Kind, LegIndex, LocalFuture, Mirror, Op, Sector, Verdict,
 };
 use common::bench::{events, told, Bench};
+use common::Sectors;
 use raid::{Array, ControlError, Options};
 use std::ops::Range;
 use std::rc::Rc;
@@ -354,4 +355,39 @@ fn a_doubt_raised_during_a_resync_outlives_it() {
     let started = again.iter().filter(|e| e.starts_with("sync_started"));
     assert_eq!(started.count(), 1, "{again:?}");
     assert_eq!(array.snapshot().state, "clean");
+}
+
+/// Of leg 1 after a first write in the second chunk, which is overwritten then, and whose bit is
+/// cleared.
+fn outdated_image(bench: &Bench, array: &Rc<Array>) -> Sectors {
+    bench.write(array, QUIET, 1).expect("written");
+    bench.run(20_000);
+    assert_eq!(array.snapshot().bitmap_dirty, 0);
+    let image = bench.legs[1].image();
+    bench.write(array, QUIET, 2).expect("written over");
+    bench.run(20_000);
+    assert_eq!(array.snapshot().bitmap_dirty, 0);
+    image
+}
+
+const QUIET: u64 = 2 * CHUNK_SECTORS + 8;
+
+#[test]
+fn an_image_put_back_between_two_runs_is_no_leg_in_sync() {
+    for is_crash in [false, true] {
+        let bench = Bench::new(15);
+        let array = bench.running();
+        let image = outdated_image(&bench, &array);
+        if is_crash {
+            bench.crash(array);
+        } else {
+            bench.stop(array);
+        }
+        bench.legs[1].put_back(image);
+        let array = bench.running();
+        bench.run(60_000);
+        assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+        assert_eq!(bench.on_leg(1, QUIET), 2, "crash: {is_crash}");
+        assert!(!array.snapshot().last_sync.expect("a rebuild").bitmap);
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! A chunk's bit is *on disk* when it is set on every leg in sync. Writes set the bit of the next
 //! chunk ahead, so a sequential writer never waits. Bits are cleared lazily: not touched for a
-//! whole period, then a flush on both legs, then the page is written.
+//! whole period, then a flush on both legs, then the event count rises, then the page is written.
 
 use super::{Array, Leg, LegState, Start, REPLACEMENT};
 use crate::bitmap::{self, BitmapHeader};
@@ -411,6 +411,34 @@ impl Array {
             && self.recovered.get()
     }
 
+    /// Both legs show from now on that they hold what bits are about to forget: an image of a leg
+    /// from before shows fewer events than `events_cleared`, and is not re-added by bits. One step
+    /// at a time, each on both legs before the next: after a crash in between they are one apart,
+    /// which is as fresh. `false`: bits must stay.
+    async fn raise_events(&self) -> bool {
+        let _turn = self.meta_turn.take().await;
+        let serial = self.change_serial.get();
+        let now = self.events.get();
+        let is_told = |leg: &Leg| leg.superblock.borrow().as_ref().map(|sb| sb.events) == Some(now);
+        let in_sync = |leg: &&Leg| leg.state() == LegState::InSync;
+        let begin = match self.slots().iter().filter(in_sync).all(is_told) {
+            true => now + 1,
+            false => now, // one may lag behind since a crash, or since a round that failed
+        };
+        // A change that begins meanwhile goes beyond all of them.
+        self.events_sent.set(self.events_sent.get().max(now + 2));
+        for events in begin..=now + 2 {
+            if !self.may_clear() || self.change_serial.get() != serial {
+                return false;
+            }
+            self.events.set(events);
+            if self.write_superblocks().await.is_err() {
+                return false;
+            }
+        }
+        self.may_clear() && self.change_serial.get() == serial
+    }
+
     /// One round of clearing. At a stop what is idle is cleared at once.
     pub(super) async fn clear_bits(&self, at_stop: bool) {
         if !self.may_clear() {
@@ -431,7 +459,7 @@ impl Array {
         if !mutation::off("raid.flush-before-clear") && self.flush_round().await.is_err() {
             return;
         }
-        if !self.may_clear() {
+        if !self.raise_events().await {
             return;
         }
         let pages = {

@@ -2,8 +2,8 @@
 //!
 //! Before the first write after an idle time the superblocks say *dirty* and the witness says
 //! *busy*; a few seconds after the last one both legs are flushed, the superblocks say *clean*
-//! and the witness *flushed*. Event counts do not change by that: only a change of a leg's state
-//! raises them, by 2.
+//! and the witness *flushed*. Event counts do not change by that: a change of a leg's state raises
+//! them, and the clearing of bits, by 2.
 
 use super::{Array, Leg, LegState, REPLACEMENT};
 use crate::layout::SUPER_SECTOR;
@@ -105,6 +105,7 @@ impl Array {
         if self.witness_told.get() < turn {
             self.witness_told.set(turn);
             self.witness_flushed.set(flushed);
+            self.witness_events.set(events);
         }
         true
     }

@@ -10,7 +10,7 @@
 //! - A write is acknowledged when every leg in sync, leaving or joining has answered it, or has
 //!   been recorded out meanwhile (P1).
 //! - A bit is on every leg in sync before the data it covers is sent; it is cleared only after a
-//!   flush on both legs, and never while a leg is out.
+//!   flush on both legs and a higher event count there, and never while a leg is out.
 //! - The last leg in sync never goes out: its errors are the array's.
 //! - No borrow of a table is held while submitting, joining or completing.
 //!
@@ -164,6 +164,7 @@ pub struct Array {
     active: Cell<bool>,
     activating: Cell<bool>,
     witness_flushed: Cell<bool>,
+    witness_events: Cell<u64>,
     /// Calls to the witness: the latest made, and the latest known to have taken effect.
     witness_turn: Cell<u64>,
     witness_told: Cell<u64>,
@@ -249,6 +250,8 @@ impl Array {
             active: Cell::new(false),
             activating: Cell::new(false),
             witness_flushed: Cell::new(start.witness_flushed),
+            // Flushed at another count is as good as busy.
+            witness_events: Cell::new(start.events),
             witness_turn: Cell::new(0),
             witness_told: Cell::new(0),
             meta_turn: Rc::default(),

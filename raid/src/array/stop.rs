@@ -81,6 +81,7 @@ impl Array {
         let in_sync = |leg: &&Leg| leg.state() == LegState::InSync;
         self.active.get()
             || !self.witness_flushed.get()
+            || self.witness_events.get() != self.events.get()
             || !self.legs.iter().filter(in_sync).all(is_told)
     }
 

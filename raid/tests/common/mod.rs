@@ -52,7 +52,7 @@ impl Rng {
 /// How long requests to a leg that is the only one wait for its paths (`no_path_retry`).
 const QUEUED_FOR: Duration = Duration::from_secs(60);
 
-type Sectors = BTreeMap<u64, [u8; 512]>;
+pub(crate) type Sectors = BTreeMap<u64, [u8; 512]>;
 
 /// A leg that can lose power, hang, be gone, and deliver late what it was sent before.
 pub(crate) struct SimLeg {
@@ -149,6 +149,21 @@ impl SimLeg {
         self.current.borrow_mut().clear();
         self.durable.borrow_mut().clear();
         self.unflushed.borrow_mut().clear();
+    }
+
+    /// All that a copy of it made now would hold.
+    pub(crate) fn image(&self) -> Sectors {
+        self.current.borrow().clone()
+    }
+
+    /// Holds what it held when the image was made. All sessions ended for it, and a living initiator
+    /// hears of that.
+    pub(crate) fn put_back(&self, image: Sectors) {
+        self.unflushed.borrow_mut().clear();
+        *self.durable.borrow_mut() = image.clone();
+        *self.current.borrow_mut() = image;
+        self.end_queue(|_| false);
+        self.tell(Event::CacheLost);
     }
 
     fn tell(&self, event: Event) {

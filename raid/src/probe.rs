@@ -9,6 +9,7 @@ use crate::claim::{read_claim, Claim};
 use crate::layout::{NoPlace, Places, CLAIM_SLOTS, SLOT_SECTORS, SUPER_SECTOR};
 use crate::record::LegRecord;
 use crate::superblock::{self, Superblock, SuperblockError, MAGIC};
+use crate::uuid::Uuid;
 use blockdev::{BlockDevice, IoCtx, IoError, Op, ReadSectors, Sector};
 use thiserror::Error;
 
@@ -82,6 +83,17 @@ pub async fn read_superblock(device: &dyn BlockDevice) -> Result<Superblock, Mem
     Ok(Superblock::parse(&page)?)
 }
 
+/// Reads the newest leg record that a leg carries.
+pub(crate) async fn newest_record(
+    device: &dyn BlockDevice,
+    places: &Places,
+    array: Uuid,
+    leg: Uuid,
+) -> Result<Option<LegRecord>, IoError> {
+    let slots = read(device, places.records, places.record_slots * SLOT_SECTORS).await?;
+    Ok(LegRecord::newest(&slots, array, leg))
+}
+
 impl Member {
     /// Reads all that a member says.
     pub async fn read(device: &dyn BlockDevice) -> Result<Member, MemberError> {
@@ -98,10 +110,10 @@ impl Member {
         let chunks = bitmap.chunks(superblock.size);
         let places = Places::of(&superblock, chunks)?;
         let bytes = read(device, places.bitmap, crate::layout::bitmap_sectors(chunks)).await?;
-        let slots = read(device, places.records, places.record_slots * SLOT_SECTORS).await?;
+        let (array, leg) = (superblock.array, superblock.device);
         Ok(Member {
             bits: bitmap::decode(&bytes, chunks),
-            record: LegRecord::newest(&slots, superblock.array, superblock.device),
+            record: newest_record(device, &places, array, leg).await?,
             claim: read_claim(device, &places).await?,
             superblock,
             places,

@@ -357,6 +357,21 @@ fn a_doubt_raised_during_a_resync_outlives_it() {
     assert_eq!(array.snapshot().state, "clean");
 }
 
+/// Leg 1 is away while the other one is written, so that it is on record as out, and comes back
+/// holding `image` if one is given.
+fn away(bench: &Bench, array: &Rc<Array>, image: Option<Sectors>) {
+    bench.legs[1].go_down();
+    bench.write(array, 8, 9).expect("degraded");
+    bench.run(500);
+    if let Some(image) = image {
+        bench.legs[1].put_back(image);
+    }
+    bench.legs[1].come_back();
+    bench.run(60_000);
+    assert_eq!(bench.states(array), ["in-sync", "in-sync"]);
+    assert_eq!(array.snapshot().bitmap_dirty, 0);
+}
+
 /// Of leg 1 after a first write in the second chunk, which is overwritten then, and whose bit is
 /// cleared.
 fn outdated_image(bench: &Bench, array: &Rc<Array>) -> Sectors {
@@ -371,6 +386,69 @@ fn outdated_image(bench: &Bench, array: &Rc<Array>) -> Sectors {
 }
 
 const QUIET: u64 = 2 * CHUNK_SECTORS + 8;
+
+#[test]
+fn a_leg_that_comes_back_with_older_bytes_is_filled_from_the_start() {
+    for cycles in 0..2 {
+        let bench = Bench::new(12);
+        let array = bench.running();
+        let image = outdated_image(&bench, &array);
+        for _ in 0..cycles {
+            away(&bench, &array, None);
+            assert!(array.snapshot().last_sync.expect("a re-add").bitmap);
+        }
+        events(&array);
+        away(&bench, &array, Some(image));
+        assert_eq!(bench.on_leg(1, QUIET), 2, "after {cycles} re-adds");
+        assert!(!array.snapshot().last_sync.expect("a rebuild").bitmap);
+        assert!(told(&array, "leg_failed vol1 sto2"));
+    }
+}
+
+#[test]
+fn an_image_put_back_while_nothing_is_written_is_noticed() {
+    let bench = Bench::new(13);
+    let array = bench.running();
+    let image = outdated_image(&bench, &array);
+    bench.legs[1].put_back(image);
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(1, QUIET), 2);
+}
+
+#[test]
+fn an_image_older_than_the_last_claim_is_noticed_while_its_bits_are_set() {
+    let bench = Bench::new(14);
+    let owner = raid::claim::Owner {
+        node: raid::Uuid([1; 16]),
+        initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
+        isids: vec![],
+    };
+    let options = Options {
+        owner: Some(owner),
+        bitmap_sleep: Duration::from_secs(3600),
+        ..Options::new("vol1")
+    };
+    let opened = bench.open_with([true, true], options, false);
+    let array = opened.expect("unclaimed");
+    array.recovered();
+    let claiming = array.clone();
+    bench
+        .world
+        .block_on(async move { claiming.begin_claiming().await })
+        .expect("claimed");
+    bench.write(&array, QUIET, 1).expect("written");
+    bench.run(1000);
+    let image = bench.legs[1].image();
+    bench.write(&array, QUIET, 2).expect("written over");
+    bench.flush(&array);
+    bench.run(2500);
+    bench.write(&array, QUIET + 8, 2).expect("keeps it dirty");
+    bench.legs[1].put_back(image);
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    assert_eq!(bench.on_leg(1, QUIET), 2);
+}
 
 #[test]
 fn an_image_put_back_between_two_runs_is_no_leg_in_sync() {
@@ -390,4 +468,90 @@ fn an_image_put_back_between_two_runs_is_no_leg_in_sync() {
         assert_eq!(bench.on_leg(1, QUIET), 2, "crash: {is_crash}");
         assert!(!array.snapshot().last_sync.expect("a rebuild").bitmap);
     }
+}
+
+/// A hundred granules of each chunk are used.
+struct Sparse;
+
+impl Allocation for Sparse {
+    fn next_used(&self, from: Sector) -> LocalFuture<Option<Range<Sector>>> {
+        let at = from.0 / CHUNK_SECTORS * CHUNK_SECTORS;
+        let used = (0..200).map(|n| at + n / 100 * CHUNK_SECTORS + n % 100 * 800);
+        let used = used.map(|at| Sector(at)..Sector(at + 8));
+        let next = used.into_iter().find(|granule| granule.end > from);
+        Box::pin(async move { next })
+    }
+
+    fn judge(&self, _at: Sector, data: IoVec) -> LocalFuture<Vec<Verdict>> {
+        Box::pin(async move { vec![Verdict::Unknown; data.len() / 4096] })
+    }
+}
+
+#[test]
+fn a_rebuild_goes_on_where_the_leg_says_that_it_is() {
+    let bench = Bench::new(16);
+    let options = Options {
+        window_bytes: 1 << 16,
+        idle_after: Duration::from_secs(3600), // no superblock is written for that
+        ..Options::new("vol1")
+    };
+    let opened = bench.open_with([true, true], options, false);
+    let array = opened.expect("assembled");
+    let map: Rc<dyn Allocation> = Rc::new(Sparse);
+    array.set_allocation(Rc::downgrade(&map));
+    array.recovered();
+    for n in 0..300 {
+        let at = n / 100 * CHUNK_SECTORS + n % 100 * 800;
+        bench.write(&array, at, 5).expect("written");
+    }
+    bench.run(20_000); // no bit is left
+    bench.legs[1].blank();
+    let (failing, again) = (array.clone(), array.clone());
+    let device = bench.legs[1].clone();
+    let refilling = async move {
+        failing.fail("sto2").await?;
+        again.replace("sto2", "sto2", device, false, false).await
+    };
+    bench.world.block_on(refilling).expect("begun");
+    while array.snapshot().sync.is_none() {
+        bench.run(1);
+    }
+    let sb = bench.superblock(1).expect("a member");
+    let image = bench.legs[1].image();
+    while array.snapshot().sync.expect("runs").done_bytes < 2 * CHUNK_SECTORS * 512 {
+        bench.run(1);
+    }
+    assert_eq!(bench.superblock(1), Some(sb), "nothing noted meanwhile");
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 9).expect("degraded");
+    bench.run(500);
+    bench.legs[1].put_back(image);
+    bench.legs[1].come_back();
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "in-sync"]);
+    for n in 0..300 {
+        assert_equal(&bench, n / 100 * CHUNK_SECTORS + n % 100 * 800, 8);
+    }
+}
+
+#[test]
+fn a_leg_that_another_host_has_written_is_left_alone() {
+    let bench = Bench::new(17);
+    let array = bench.running();
+    bench.write(&array, 8, 1).expect("written");
+    bench.run(20_000);
+    bench.legs[1].go_down();
+    bench.write(&array, 8, 2).expect("degraded");
+    bench.run(500);
+    // Assembled alone elsewhere: it calls the other one faulty, one event on.
+    let mut sb = bench.superblock(1).expect("a member");
+    sb.events += 1;
+    sb.roles[0] = raid::superblock::ROLE_FAULTY;
+    for (n, sector) in sb.encode().chunks(512).enumerate() {
+        bench.legs[1].poke(8 + n as u64, sector.try_into().expect("a sector"));
+    }
+    bench.legs[1].come_back();
+    bench.run(60_000);
+    assert_eq!(bench.states(&array), ["in-sync", "faulty"]);
+    assert_eq!(bench.on_leg(1, 8), 1, "nothing is written there");
 }

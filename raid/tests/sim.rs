@@ -6,7 +6,7 @@
 //! `recovered`. `SIM_SEED` replays one seed, `SIM_RUNS` says how many are tried.
 //!
 //! Faults: a leg hangs (what it was sent arrives at odd times later, unless fenced), is down,
-//! loses power; both legs go down at one instant and come back within the time that the last one
+//! loses power; an older image of a leg is put back while it is out; both legs go down at one instant and come back within the time that the last one
 //! queues; the node dies with or without a leg; a leg is absent at start. What may *not* happen:
 //! both legs down for good, loss of the witness.
 
@@ -17,7 +17,7 @@ use blockdev::{
     Allocation, BlockDevice, Completion, Done, IoCtx, IoResult, IoVec, LegIndex, LocalFuture,
     Mirror, Op, Pool, Sector, Verdict,
 };
-use common::{Rng, Shared, SimLeg, SimWitness};
+use common::{Rng, Sectors, Shared, SimLeg, SimWitness};
 use raid::assemble::{assemble, AssembleError, LegInput};
 use raid::format::{create, CreateOptions};
 use raid::superblock::Superblock;
@@ -122,6 +122,8 @@ struct World {
     /// Reads under way while a leg is hung or down: granule, version acknowledged before.
     reads: RefCell<Vec<(usize, u64, Handle<IoResult>)>>,
     restoring: Restoring,
+    /// Of each leg, made at some time.
+    images: [RefCell<Option<Sectors>>; 2],
     /// Out at the crash, and behind: may not count after it.
     behind: [Cell<bool>; 2],
     trace: RefCell<Vec<String>>,
@@ -147,6 +149,7 @@ impl World {
             flushes: RefCell::default(),
             reads: RefCell::default(),
             restoring: Restoring::default(),
+            images: Default::default(),
             behind: Default::default(),
             trace: RefCell::default(),
         };
@@ -481,6 +484,9 @@ impl World {
         }
         self.note(format!("a quiet chunk, then leg {leg} is lost"));
         let (quiet, other) = (2, 0);
+        if self.rng.chance(50) {
+            self.make_image(leg);
+        }
         self.write(quiet);
         for _ in 0..8 {
             self.rt.run_for(Duration::from_millis(1700));
@@ -496,6 +502,7 @@ impl World {
         }
         self.write(other);
         self.settle(other);
+        self.perhaps_put_back(leg);
         if self.rng.chance(60) {
             self.write(quiet);
             self.settle(quiet);
@@ -503,6 +510,35 @@ impl World {
         } else {
             self.legs[leg].come_back();
             self.rt.run_for(Duration::from_secs(3));
+        }
+    }
+
+    fn make_image(&self, leg: usize) {
+        self.note(format!("an image of leg {leg} is made"));
+        *self.images[leg].borrow_mut() = Some(self.legs[leg].image());
+    }
+
+    /// A leg that is down and on record as out may come back with older bytes; the other serves.
+    fn perhaps_put_back(&self, leg: usize) {
+        let other = &self.legs[1 - leg];
+        if !self.rng.chance(50) || other.hung.get() || other.down.get() {
+            return;
+        }
+        self.rt.run_for(Duration::from_millis(300));
+        self.collect();
+        let is_told = self
+            .witness
+            .last
+            .borrow()
+            .is_some_and(|told| told.out == 1 << leg);
+        let counts: Vec<bool> = states(&self.array())
+            .iter()
+            .map(|s| *s == "in-sync")
+            .collect();
+        let is_out = is_told && !counts[leg] && counts[1 - leg] && !self.restoring.get(1 - leg);
+        if let Some(image) = self.images[leg].take().filter(|_| is_out) {
+            self.note(format!("leg {leg} holds an older image"));
+            self.legs[leg].put_back(image);
         }
     }
 
@@ -569,6 +605,7 @@ impl World {
             }
             74..=75 if !self.legs[leg].hung.get() && !self.legs[1 - leg].down.get() => {
                 if self.legs[leg].down.get() {
+                    self.perhaps_put_back(leg);
                     self.note(format!("leg {leg} is back"));
                     self.legs[leg].come_back();
                 } else {
@@ -583,7 +620,8 @@ impl World {
             }
             78 => self.crash(),
             79 => self.lose_both(leg),
-            80 => {
+            80 if !self.legs[leg].hung.get() => self.make_image(leg),
+            81 => {
                 self.rt.run_for(Duration::from_secs(self.rng.below(12)));
             }
             _ => self.rt.run_for(Duration::from_millis(self.rng.below(120))),

@@ -95,7 +95,7 @@ impl Array {
         leg.has_given_up.get() || owed.is_some_and(|at| self.rt.now().since(at) >= limit)
     }
 
-    /// Whether the leg serves again, and it is the same one. What it was sent before has ended
+    /// Whether the leg serves again, and holds what it held. What it was sent before has ended
     /// then, so nothing lands after what is sent again.
     async fn answers(&self, leg: &Leg) -> bool {
         let Some(device) = leg.device() else {
@@ -106,11 +106,6 @@ impl Array {
         }
         let found = crate::probe::read_superblock(&*device).await;
         self.drain_events(leg.index);
-        let known = leg.superblock.borrow().as_ref().map(|sb| sb.device);
-        found.is_ok_and(|found| {
-            found.array == self.identity.array
-                && known == Some(found.device)
-                && found.events <= self.events_sent.get()
-        })
+        found.is_ok_and(|found| leg.may_hold(&found))
     }
 }

@@ -148,8 +148,7 @@ impl Array {
         if leg.index == REPLACEMENT && !leg.why.get().comes_back() {
             self.abandon_replacement();
         } else if leg.why.get().comes_back() {
-            let resume = super::sync::Resume::bits(leg.rebuilt_durably.get());
-            self.spawn_return(leg.index, resume);
+            self.spawn_return(leg.index);
         }
         self.stir();
     }

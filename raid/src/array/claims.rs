@@ -92,9 +92,14 @@ impl Array {
                 self.lose(&text);
                 false
             }
-            Ok(_) => write_claim(&*device, &self.pool, &places, claim)
-                .await
-                .is_ok(),
+            Ok(_) => {
+                let tenure = leg.tenure.get();
+                let written = write_claim(&*device, &self.pool, &places, claim).await;
+                if written.is_ok() && leg.tenure.get() == tenure {
+                    leg.claimed.set(claim.counter);
+                }
+                written.is_ok()
+            }
             Err(_) => false,
         }
     }

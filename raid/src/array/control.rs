@@ -106,7 +106,7 @@ impl Array {
         leg.attempts.set(leg.attempts.get() + 1);
         leg.set_device(name, None);
         leg.set_state(LegState::Absent);
-        *leg.superblock.borrow_mut() = None;
+        leg.set_superblock(None);
         let _turn = self.meta_turn.take().await;
         Ok(self.write_superblocks().await?)
     }
@@ -226,14 +226,16 @@ impl Array {
         if let Ok(places) = crate::layout::Places::of(&superblock, chunks) {
             leg.set_places(places);
         }
-        *leg.superblock.borrow_mut() = Some(superblock);
+        leg.set_superblock(Some(superblock));
+        leg.rebuilt_to.set(None);
+        leg.rebuilt_durably.set(resume.from());
         leg.set_state(LegState::Out);
         leg.why.set(Why::Missing);
         leg.out_since.set(self.rt.now());
         self.sync.borrow_mut().full = full;
         self.watch(leg);
         self.guard_sessions(leg);
-        self.spawn_return(leg.index, resume);
+        self.spawn_return(leg.index);
     }
 
     /// Adds a device as a leg: into the slot of one that is out, or as the second leg of a volume

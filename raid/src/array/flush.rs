@@ -162,7 +162,7 @@ impl Array {
 
     /// The answer, or `None` when the leg is out before it came. Beyond `patience` the leg is
     /// late, unless the other one owes an answer of this kind as well: both late is a wait.
-    async fn patiently(
+    pub(super) async fn patiently(
         &self,
         leg: &Leg,
         answer: Completion,

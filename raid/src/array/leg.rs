@@ -81,6 +81,10 @@ pub(crate) struct Leg {
     pub(crate) why: Cell<Why>,
     /// Its own superblock: identity, flags and places; events and roles are the array's.
     pub(crate) superblock: RefCell<Option<Superblock>>,
+    /// Counter of the last claim that it answered; 0: none.
+    pub(crate) claimed: Cell<u64>,
+    /// What its superblock may read as: the last one it is known to hold, then those sent since.
+    told: RefCell<Vec<Superblock>>,
     places: Cell<Places>,
     pub(crate) window: RefCell<Window>,
     /// Payload bytes sent and not answered, which will enter the window.
@@ -128,6 +132,8 @@ impl Leg {
             state: Cell::new(start.state),
             why: Cell::new(Why::Missing),
             superblock: RefCell::new(start.superblock.clone()),
+            claimed: Cell::new(0),
+            told: RefCell::new(start.superblock.iter().cloned().collect()),
             places: Cell::new(start.places),
             window: RefCell::default(),
             reserved_bytes: Cell::new(0),
@@ -149,7 +155,7 @@ impl Leg {
             attempts: Cell::new(0),
             gate: RefCell::default(),
             rebuilt_to: Cell::new(None),
-            rebuilt_durably: Cell::new(None),
+            rebuilt_durably: Cell::new(start.resume.from()),
         }
     }
 
@@ -172,6 +178,7 @@ impl Leg {
         self.set_device(&other.name(), other.device());
         self.set_places(other.places());
         *self.superblock.borrow_mut() = other.superblock.borrow_mut().take();
+        *self.told.borrow_mut() = std::mem::take(&mut *other.told.borrow_mut());
         *self.window.borrow_mut() = std::mem::take(&mut *other.window.borrow_mut());
         self.reserved_bytes.set(other.reserved_bytes.replace(0));
         self.losses.set(other.losses.get());
@@ -189,7 +196,7 @@ impl Leg {
         self.awaited.set(false);
         self.set_device("", None);
         self.set_state(LegState::Absent);
-        *self.superblock.borrow_mut() = None;
+        self.set_superblock(None);
         self.window.borrow_mut().clear();
         self.rebuilt_to.set(None);
         self.rebuilt_durably.set(None);
@@ -206,6 +213,7 @@ impl Leg {
     pub(crate) fn set_device(&self, name: &str, device: Option<Rc<dyn BlockDevice>>) {
         *self.name.borrow_mut() = name.to_owned();
         *self.device.borrow_mut() = device;
+        self.claimed.set(0);
         self.tenure.set(self.tenure.get() + 1);
     }
 
@@ -215,6 +223,39 @@ impl Leg {
 
     pub(crate) fn set_places(&self, places: Places) {
         self.places.set(places);
+    }
+
+    /// It holds this one now, or is no member.
+    pub(crate) fn set_superblock(&self, superblock: Option<Superblock>) {
+        *self.told.borrow_mut() = superblock.iter().cloned().collect();
+        *self.superblock.borrow_mut() = superblock;
+    }
+
+    /// This one is sent to it; nobody knows whether it arrives.
+    pub(crate) fn is_sent(&self, superblock: &Superblock) {
+        if !self.may_hold(superblock) {
+            self.told.borrow_mut().push(superblock.clone());
+        }
+    }
+
+    /// This one was read there, and nothing sent before can replace it any more.
+    pub(crate) fn was_read(&self, superblock: &Superblock) {
+        *self.told.borrow_mut() = vec![superblock.clone()];
+    }
+
+    /// Whether it can be the leg that we know, with all that it acknowledged.
+    pub(crate) fn may_hold(&self, superblock: &Superblock) -> bool {
+        self.told.borrow().contains(superblock)
+    }
+
+    /// All that its superblock may read as.
+    pub(crate) fn told(&self) -> Vec<Superblock> {
+        self.told.borrow().clone()
+    }
+
+    /// The last one that it is known to hold.
+    pub(crate) fn known(&self) -> Option<Superblock> {
+        self.told.borrow().first().cloned()
     }
 
     pub(crate) fn state(&self) -> LegState {

@@ -218,12 +218,13 @@ impl Array {
                 return Ok(());
             };
             let data = self.pool.copy_now(&sb.encode()[..]);
+            leg.is_sent(&sb);
             let (at, turn) = (Sector(SUPER_SECTOR), leg.alone_turn.get());
             let written = self
                 .write_direct(leg.index, at, data, Durability::Fua)
                 .await;
             let Err(error) = written else {
-                *leg.superblock.borrow_mut() = Some(sb);
+                leg.set_superblock(Some(sb));
                 return Ok(());
             };
             // The failure takes the leg out, unless it is the last or is called back.

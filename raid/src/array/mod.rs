@@ -274,11 +274,6 @@ impl Array {
             witness,
             options,
         });
-        if let Some((_, begin)) = &start.replacement {
-            if let Resume::From(to) = begin.resume {
-                array.leg(REPLACEMENT).rebuilt_durably.set(Some(to));
-            }
-        }
         array.refresh_geometry();
         for leg in &array.legs {
             array.watch(leg);
@@ -290,7 +285,7 @@ impl Array {
         for (leg, begin) in array.legs.iter().zip(begins) {
             leg.out_since.set(array.rt.now());
             if leg.device().is_some() && begin.state == LegState::Out {
-                array.spawn_return(leg.index, begin.resume);
+                array.spawn_return(leg.index);
             }
         }
         array

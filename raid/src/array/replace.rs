@@ -139,7 +139,6 @@ impl Array {
         replacement.set_state(LegState::Out);
         match self.prepare(leg, name, &device, FEATURE_REPLACEMENT).await {
             Ok(superblock) => {
-                replacement.rebuilt_durably.set(Some(0));
                 let resume = Resume::From(0);
                 self.install(replacement, name, device, superblock, resume, full);
                 Ok(())
@@ -172,10 +171,9 @@ impl Array {
     }
 
     fn promote(&self, replacement: &Leg, old: &Leg) {
-        let resume = Resume::From(replacement.rebuilt_durably.get().unwrap_or(0));
         self.move_in(replacement, old);
         old.why.set(Why::Missing);
-        self.spawn_return(old.index, resume);
+        self.spawn_return(old.index);
     }
 
     /// The replacement becomes the leg of the slot, out as yet.

@@ -1,5 +1,8 @@
 //! A leg lost its cache (store rule R11): what no flush has covered is written to it again.
 //!
+//! A cache goes with all sessions, and in such a time the medium may have been changed too: the
+//! superblock is read first, and a leg that shows an older one goes out, to be filled again.
+//!
 //! Until that is done nothing is acknowledged, no flush counts on it, and it is not read. Without
 //! a window (durability `cache`, or one that could not be kept) the leg goes out and is re-added:
 //! every unflushed write lies under a set bit. The last leg can only raise an alarm. A leg that is
@@ -14,6 +17,7 @@ use std::time::Duration;
 
 /// Sectors of one write of a restore.
 const PART_SECTORS: u64 = 2048;
+const OLDER: &str = "came back without the superblock or claim that it had acknowledged last";
 const RETRY: Duration = Duration::from_millis(250);
 
 impl Array {
@@ -24,9 +28,9 @@ impl Array {
         leg.losses.set(leg.losses.get() + 1);
         match leg.state() {
             // A leaving leg may be called back: then it must be whole first.
-            LegState::InSync | LegState::Joining | LegState::Leaving => {}
+            LegState::InSync | LegState::Leaving => {}
             // What was copied and not flushed may be gone: the copy begins where a flush ended.
-            LegState::Rebuilding => {
+            LegState::Rebuilding | LegState::Joining => {
                 self.fail_leg(leg, Why::CacheLost, "its cache may be lost");
                 return;
             }
@@ -64,7 +68,25 @@ impl Array {
             if !leg.is_required() {
                 break;
             }
-            let result = self.write_window(leg).await;
+            let unchanged = self.is_unchanged(leg).await;
+            if leg.state() == LegState::Leaving {
+                continue; // called back, it must be whole first
+            }
+            let result = match unchanged {
+                None => break, // it is out
+                Some(Ok(false)) if !self.is_last(leg) => {
+                    self.fail_leg(leg, Why::Failed, OLDER);
+                    continue;
+                }
+                Some(Ok(is_unchanged)) => {
+                    if !is_unchanged {
+                        // There is nothing fresher; the store's checksums tell what is lost.
+                        self.report_leg("leg_failed", leg, OLDER.into(), true);
+                    }
+                    self.write_window(leg).await
+                }
+                Some(Err(error)) => Err(error),
+            };
             if leg.losses.get() != losses {
                 continue;
             }

@@ -1,4 +1,5 @@
-//! Copies between legs: re-add by bitmap and rebuild; the resync of legs in doubt is in [`resync`].
+//! Copies between legs: re-add by bitmap and rebuild. Whether a leg is what it was when it went out
+//! is judged in [`returned`]; the resync of legs in doubt is in [`resync`].
 //!
 //! Every unit is copied under a region lock, after the writes under way in it. With a map of used
 //! space only that is copied, and each granule is judged by its checksum first: a bad source is
@@ -7,16 +8,17 @@
 //! While foreground requests run, units are small and every second is left to them.
 
 mod resync;
+mod returned;
 
 use super::replace::Turn;
 use super::snapshot::{LastSync, SyncSnapshot};
 use super::{Array, Leg, LegState, Why, REPLACEMENT};
-use crate::probe::{read_superblock, MemberError};
 use crate::several::Several;
 use blockdev::{
     mutation, Allocation, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector, Verdict,
     SECTOR_BYTES,
 };
+use returned::Returned;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Range;
@@ -33,8 +35,12 @@ pub(crate) enum Resume {
 }
 
 impl Resume {
-    pub(crate) fn bits(rebuilt_to: Option<u64>) -> Resume {
-        rebuilt_to.map_or(Resume::Bits, Resume::From)
+    /// From where on everything is to be copied, if anything is.
+    pub(crate) fn from(self) -> Option<u64> {
+        match self {
+            Resume::Bits => None,
+            Resume::From(from) => Some(from),
+        }
     }
 }
 
@@ -73,8 +79,9 @@ const UNITS_AT_ONCE: usize = 8;
 const GAP_SECTORS: u64 = 64;
 const GRANULE_SECTORS: u64 = 8;
 const GRANULE_BYTES: usize = 4096;
-/// A rebuild notes how far it is after so many copied sectors.
-const CHECKPOINT_SECTORS: u64 = 1 << 20;
+/// A rebuild notes how far it is after so many copied sectors: what a leg that was away meanwhile is
+/// sent once more at most.
+const CHECKPOINT_SECTORS: u64 = 1 << 17;
 const RETRY: Duration = Duration::from_millis(250);
 
 enum Attempt {
@@ -85,7 +92,7 @@ enum Attempt {
 
 impl Array {
     /// Looks for a leg that is out until it is back.
-    pub(super) fn spawn_return(&self, index: LegIndex, resume: Resume) {
+    pub(super) fn spawn_return(&self, index: LegIndex) {
         let leg = self.leg(index);
         let attempt = leg.attempts.get() + 1;
         leg.attempts.set(attempt);
@@ -101,7 +108,7 @@ impl Array {
                 if !wanted || array.closed().is_some() {
                     return;
                 }
-                match array.take_back(leg, resume, attempt).await {
+                match array.take_back(leg, attempt).await {
                     Attempt::Done => return,
                     Attempt::Retry => at = rt.now() + RETRY,
                     Attempt::GiveUp(_) if leg.attempts.get() != attempt => return,
@@ -115,7 +122,7 @@ impl Array {
         });
     }
 
-    async fn take_back(&self, leg: &Leg, resume: Resume, attempt: u64) -> Attempt {
+    async fn take_back(&self, leg: &Leg, attempt: u64) -> Attempt {
         let Some(device) = leg.device() else {
             return Attempt::Retry;
         };
@@ -132,32 +139,29 @@ impl Array {
                 return Attempt::Retry;
             }
         }
-        let found = match read_superblock(&*device).await {
-            Ok(found) => found,
-            Err(MemberError::Io(_)) => return Attempt::Retry,
-            Err(other) => {
-                return Attempt::GiveUp(format!("{other}; `antler leg replace` fills it"))
-            }
-        };
-        let known = leg.superblock.borrow().as_ref().map(|sb| sb.device);
-        if found.array != self.identity.array || known.is_some_and(|known| known != found.device) {
-            return Attempt::GiveUp("another device came back in its place".into());
-        }
-        if found.events > self.events_sent.get() {
-            let text = "it was written by another host meanwhile; `antler leg replace` fills it";
-            return Attempt::GiveUp(text.into());
-        }
+        let returned = self.look_at(leg, &*device).await;
         let survivor = self.peer(leg.index);
+        let is_current = leg.state() == LegState::Out && leg.attempts.get() == attempt;
+        match returned {
+            _ if !is_current => return Attempt::Retry,
+            Returned::Silent => return Attempt::Retry,
+            Returned::Strange(text) => return Attempt::GiveUp(text),
+            Returned::AsKnown(found) => self.goes_on(leg, &found),
+            Returned::Changed(found, text) => {
+                self.report_leg("leg_failed", leg, text, true);
+                leg.was_read(&found);
+                leg.rebuilt_durably.set(Some(0));
+            }
+        }
         // The store chooses what counts before anything is copied (R4).
-        let chosen = self.recovered.get() && !self.stopping.get();
-        let still_out = leg.state() == LegState::Out && leg.attempts.get() == attempt && chosen;
+        let still_out = is_current && self.recovered.get() && !self.stopping.get();
         if !still_out || survivor.state() != LegState::InSync {
             return Attempt::Retry;
         }
         if leg.filling.replace(true) {
             return Attempt::Retry; // the attempt before has a copy under way
         }
-        let rebuilt = self.rebuild(leg, survivor, resume).await;
+        let rebuilt = self.rebuild(leg, survivor).await;
         leg.filling.set(false);
         match rebuilt {
             Ok(()) => Attempt::Done,
@@ -172,9 +176,10 @@ impl Array {
         }
     }
 
-    async fn rebuild(&self, leg: &Leg, survivor: &Leg, resume: Resume) -> Result<(), IoError> {
+    async fn rebuild(&self, leg: &Leg, survivor: &Leg) -> Result<(), IoError> {
         let began = self.rt.now();
-        let by_bitmap = resume == Resume::Bits;
+        let from = leg.rebuilt_durably.get();
+        let by_bitmap = from.is_none();
         let kind = match leg.index {
             REPLACEMENT => "replace",
             _ => "recovery",
@@ -184,13 +189,12 @@ impl Array {
         leg.restoring.set(false);
         leg.set_state(LegState::Rebuilding);
         leg.awaited.set(false);
-        if let Resume::From(from) = resume {
-            leg.rebuilt_to.set(Some(from));
-            leg.rebuilt_durably.set(Some(from));
+        leg.rebuilt_to.set(from);
+        if from.is_some() {
             self.note_rebuild(survivor).await?;
         }
         self.write_pages(true).await;
-        let todo = self.to_copy(resume);
+        let todo = self.to_copy(from);
         let total = todo
             .iter()
             .map(|range| range.end.0 - range.start.0)
@@ -244,11 +248,9 @@ impl Array {
         self.write_superblocks().await
     }
 
-    fn to_copy(&self, resume: Resume) -> Vec<Range<Sector>> {
-        let from = match resume {
-            Resume::Bits => u64::MAX,
-            Resume::From(from) => from,
-        };
+    /// What lies under set bits, and everything from there on.
+    fn to_copy(&self, from: Option<u64>) -> Vec<Range<Sector>> {
+        let from = from.unwrap_or(u64::MAX);
         let intent = self.intent.borrow();
         (0..intent.chunk_count())
             .filter(|&n| intent.is_set(n) || intent.range_of(n).end.0 > from)

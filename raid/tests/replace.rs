@@ -7,7 +7,7 @@ use common::bench::Bench;
 use common::SimLeg;
 use raid::assemble::AssembleError;
 use raid::superblock::{Superblock, FEATURE_REPLACEMENT};
-use raid::{Array, ControlError};
+use raid::{Array, ControlError, Fill};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -57,7 +57,7 @@ impl Trio {
     fn replace(&self, array: &Rc<Array>) -> Result<(), ControlError> {
         let (array, device) = (array.clone(), self.third.clone());
         let replacing = async move { array.replace("sto2", "sto3", device, false, false).await };
-        self.bench.world.block_on(replacing)
+        self.bench.world.block_on(replacing).map(|_| ())
     }
 
     fn slow(&self, us: u64) {
@@ -124,7 +124,10 @@ fn the_old_leg_stays_in_sync_until_the_new_one_holds_everything() {
     let sb = trio.superblock();
     assert!(sb.is_replacement() && sb.is_recovering());
     assert_eq!(sb.slot(), Some(1));
-    assert!(trio.replace(&array).is_err(), "one at a time");
+    let (again, another) = (array.clone(), trio.bench.another(2));
+    let second = async move { again.replace("sto2", "sto4", another, false, false).await };
+    let second = trio.bench.world.block_on(second);
+    assert!(matches!(second, Err(ControlError::InUse(_))), "one a time");
     let mut n = 0;
     while trio.bench.states(&array).len() == 3 {
         assert_eq!(trio.bench.states(&array)[..2], ["in-sync", "in-sync"]);
@@ -398,4 +401,72 @@ fn a_leg_is_not_added_beside_two() {
     }
     trio.bench.run(60_000);
     assert_eq!(trio.bench.states(&array), ["in-sync", "in-sync"]);
+}
+
+fn begin(bench: &Bench, array: &Rc<Array>, full: bool) -> Result<Fill, ControlError> {
+    let (array, device) = (array.clone(), bench.legs[1].clone());
+    let replacing = async move { array.replace("sto2", "sto2", device, full, false).await };
+    bench.world.block_on(replacing)
+}
+
+fn fail(bench: &Bench, array: &Rc<Array>) {
+    let failing = array.clone();
+    let failed = async move { failing.fail("sto2").await };
+    bench.world.block_on(failed).expect("failed");
+}
+
+#[test]
+fn a_fill_that_runs_is_not_begun_again() {
+    let (trio, array) = Trio::new(32);
+    let bench = &trio.bench;
+    trio.slow(20_000);
+    fail(bench, &array);
+    assert_eq!(begin(bench, &array, false).expect("begun"), Fill::Begun);
+    bench.run(700);
+    let device = bench.superblock(1).expect("a member").device;
+    for _ in 0..5 {
+        assert_eq!(begin(bench, &array, false).expect("runs"), Fill::UnderWay);
+        let (again, own) = (array.clone(), bench.legs[1].clone());
+        let adding = async move { again.add("sto2", own, false, false).await };
+        let added = bench.world.block_on(adding).expect("runs");
+        assert_eq!(added, Fill::UnderWay);
+    }
+    assert_eq!(bench.states(&array)[1], "rebuilding");
+    assert_eq!(bench.superblock(1).expect("a member").device, device);
+    // More is asked for than is being copied.
+    assert_eq!(begin(bench, &array, true).expect("begun"), Fill::Begun);
+    trio.until_filled(&array);
+    // One beside the leg that it replaces.
+    trio.replace(&array).expect("begun");
+    bench.run(100);
+    let (again, third) = (array.clone(), trio.third.clone());
+    let adding = async move { again.add("sto3", third, false, false).await };
+    let added = bench.world.block_on(adding).expect("runs");
+    assert_eq!(added, Fill::UnderWay);
+}
+
+#[test]
+fn commands_are_no_lateness_and_end_its_penalty() {
+    let (trio, array) = Trio::new(33);
+    let bench = &trio.bench;
+    let is_soon_filled = || {
+        bench.run(15_000);
+        bench.states(&array) == ["in-sync", "in-sync"]
+    };
+    for round in 0..5 {
+        fail(bench, &array);
+        begin(bench, &array, false).expect("begun");
+        bench.run(500);
+        assert_ne!(bench.states(&array)[1], "missing", "round {round}");
+    }
+    assert!(is_soon_filled());
+    for round in 0..3 {
+        bench.legs[1].hang();
+        bench.write(&array, 8, round).expect("degraded");
+        bench.legs[1].unhang();
+        bench.run(5000);
+    }
+    assert_eq!(bench.states(&array)[1], "late", "it waits");
+    begin(bench, &array, false).expect("begun");
+    assert!(is_soon_filled(), "{:?}", bench.states(&array));
 }

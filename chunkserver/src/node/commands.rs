@@ -95,14 +95,16 @@ impl Node {
             return volume.choose_loser(&fill.device).await.map(Answer::done);
         };
         let device = volume.device_of(slot)?;
-        array
+        let begun = array
             .add(&fill.device, device, fill.full, fill.force)
             .await
             .map_err(refused(&fill.volume, &fill.device))?;
         VolumeLife::mark_attached(slot, true);
         Ok(Answer::done(format!(
-            "leg {} of {} is being brought up to date",
-            fill.device, fill.volume
+            "leg {} of {} is being brought up to date{}",
+            fill.device,
+            fill.volume,
+            already(begun)
         )))
     }
 
@@ -121,14 +123,16 @@ impl Node {
                 fill.volume, fill.device, fill.volume
             )));
         };
-        array
+        let begun = array
             .replace(&old.device, &fill.device, device, fill.full, fill.force)
             .await
             .map_err(refused(&fill.volume, &fill.device))?;
         VolumeLife::mark_attached(slot, true);
         Ok(Answer::done(format!(
-            "leg {} of {} is being filled",
-            fill.device, fill.volume
+            "leg {} of {} is being filled{}",
+            fill.device,
+            fill.volume,
+            already(begun)
         )))
     }
 
@@ -282,6 +286,13 @@ fn reason(volume: &Rc<VolumeLife>) -> String {
     let array = volume.array_snapshot();
     let note = volume.volume_model(array.as_ref()).note;
     note.unwrap_or_else(|| "it is being opened".to_owned())
+}
+
+fn already(begun: raid::Fill) -> &'static str {
+    match begun {
+        raid::Fill::Begun => "",
+        raid::Fill::UnderWay => " already",
+    }
 }
 
 fn refused<'a>(volume: &'a str, device: &'a str) -> impl Fn(raid::ControlError) -> Failure + 'a {

@@ -48,7 +48,7 @@ impl VolumeLife {
         let Some(device) = spare.block() else { return };
         let name = &spare.device.name;
         match array.replace(&lost, name, device, false, false).await {
-            Ok(()) => {
+            Ok(_) => {
                 tracing::warn!(
                     "volume {}: spare {name} takes the place of leg {lost}, which has been out for {} s",
                     self.config.name,

@@ -487,7 +487,7 @@ impl VolumeLife {
         };
         let Some(device) = slot.block() else { return };
         match array.add(name, device, true, true).await {
-            Ok(()) => slot.attached.set(true),
+            Ok(_) => slot.attached.set(true),
             Err(error) => tracing::error!("volume {}: leg {name}: {error}", self.config.name),
         }
     }

@@ -7,6 +7,7 @@
 //! sent and those that its paths failed sent again.
 
 use super::{Array, Leg, LegState, Why, REPLACEMENT};
+use blockdev::Instant;
 use std::time::Duration;
 
 impl Array {
@@ -148,9 +149,21 @@ impl Array {
         if leg.index == REPLACEMENT && !leg.why.get().comes_back() {
             self.abandon_replacement();
         } else if leg.why.get().comes_back() {
-            self.spawn_return(leg.index);
+            self.spawn_return(leg.index, self.stays_out_until(leg));
         }
         self.stir();
+    }
+
+    /// A leg that is late too often is left alone for a while (P5).
+    fn stays_out_until(&self, leg: &Leg) -> Instant {
+        let (now, penalty) = (self.rt.now(), self.options.penalty);
+        if leg.why.get() != Why::Late || !leg.is_late_again(now) {
+            return now;
+        }
+        let seconds = penalty.as_secs();
+        let text = format!("late more than twice within a minute: it stays out for {seconds} s");
+        self.report_leg("leg_late", leg, text, true);
+        now + penalty
     }
 
     /// Tells who is the only one left.

@@ -73,6 +73,15 @@ pub enum ControlError {
     Member(#[from] MemberError),
 }
 
+/// What a command to fill a leg has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fill {
+    /// It begins now.
+    Begun,
+    /// The device was being filled already, and that goes on.
+    UnderWay,
+}
+
 impl Array {
     pub(super) fn named(&self, name: &str) -> Result<&Leg, ControlError> {
         let named = |leg: &&Leg| leg.name() == name && leg.index.0 < self.raid_disks.get();
@@ -229,25 +238,30 @@ impl Array {
         leg.set_superblock(Some(superblock));
         leg.rebuilt_to.set(None);
         leg.rebuilt_durably.set(resume.from());
+        leg.forgive();
         leg.set_state(LegState::Out);
         leg.why.set(Why::Missing);
         leg.out_since.set(self.rt.now());
         self.sync.borrow_mut().full = full;
         self.watch(leg);
         self.guard_sessions(leg);
-        self.spawn_return(leg.index);
+        self.spawn_return(leg.index, self.rt.now());
     }
 
     /// Adds a device as a leg: into the slot of one that is out, or as the second leg of a volume
     /// that had one. What it holds is refused unless it is a member of this very array or
-    /// `force`d. `full` copies free space too. Returns when the rebuild has begun.
+    /// `force`d. `full` copies free space too. Returns when the rebuild has begun; one that runs
+    /// already is not begun again.
     pub async fn add(
         &self,
         name: &str,
         device: Rc<dyn BlockDevice>,
         full: bool,
         force: bool,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Fill, ControlError> {
+        if self.is_being_filled(name, &device, full) {
+            return Ok(Fill::UnderWay);
+        }
         let leg = match self.named(name) {
             Ok(leg) => leg,
             Err(_) => self
@@ -265,7 +279,8 @@ impl Array {
                     && !force
                     && leg.index.0 < self.raid_disks.get() =>
             {
-                return self.adopt(leg, name, device, &member, full).await;
+                self.adopt(leg, name, device, &member, full).await?;
+                return Ok(Fill::Begun);
             }
             Found::Member(member) if !force => {
                 let what = format!("a leg of {}", member.superblock.array_in_words());
@@ -282,6 +297,26 @@ impl Array {
             }
             _ => {}
         }
-        self.fill(leg, name, device, full).await
+        self.fill(leg, name, device, full).await?;
+        Ok(Fill::Begun)
     }
+
+    /// Whether a copy to this very device runs that brings it all that is asked for.
+    pub(super) fn is_being_filled(
+        &self,
+        name: &str,
+        device: &Rc<dyn BlockDevice>,
+        full: bool,
+    ) -> bool {
+        let is_filled = |leg: &Leg| {
+            matches!(leg.state(), LegState::Rebuilding | LegState::Joining)
+                && leg.name() == name
+                && leg.device().is_some_and(|own| is_same(&own, device))
+        };
+        (!full || self.sync.borrow().full) && self.legs.iter().any(is_filled)
+    }
+}
+
+pub(super) fn is_same(a: &Rc<dyn BlockDevice>, b: &Rc<dyn BlockDevice>) -> bool {
+    std::ptr::addr_eq(Rc::as_ptr(a), Rc::as_ptr(b))
 }

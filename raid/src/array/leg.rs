@@ -107,7 +107,8 @@ pub(crate) struct Leg {
     pub(crate) reads_in_flight: Cell<u32>,
     pub(crate) next_read: Cell<u64>,
     pub(crate) counters: Cell<LegCounters>,
-    outs: RefCell<VecDeque<Instant>>,
+    /// When it went out because it was late.
+    times_late: RefCell<VecDeque<Instant>>,
     event_waker: RefCell<Option<Waker>>,
     /// Counts its device's comings and goings, so that old tasks notice.
     pub(crate) tenure: Cell<u64>,
@@ -148,7 +149,7 @@ impl Leg {
             reads_in_flight: Cell::new(0),
             next_read: Cell::new(0),
             counters: Cell::default(),
-            outs: RefCell::default(),
+            times_late: RefCell::default(),
             event_waker: RefCell::default(),
             tenure: Cell::new(0),
             filling: Cell::new(false),
@@ -316,19 +317,20 @@ impl Leg {
         self.counters.set(counters);
     }
 
-    /// Notes that it went out, and tells until when it stays out.
-    pub(crate) fn went_out(&self, now: Instant, penalty: std::time::Duration) -> Instant {
+    /// Notes that it was late, and tells whether that is more often than twice within a minute.
+    pub(crate) fn is_late_again(&self, now: Instant) -> bool {
         let minute = std::time::Duration::from_secs(60);
-        let mut outs = self.outs.borrow_mut();
-        outs.push_back(now);
-        while outs.front().is_some_and(|&at| now.since(at) > minute) {
-            outs.pop_front();
+        let mut times_late = self.times_late.borrow_mut();
+        times_late.push_back(now);
+        while times_late.front().is_some_and(|&at| now.since(at) > minute) {
+            times_late.pop_front();
         }
-        if outs.len() > 2 {
-            now + penalty
-        } else {
-            now
-        }
+        times_late.len() > 2
+    }
+
+    /// Whoever takes it back by a command does not ask how often it was late.
+    pub(crate) fn forgive(&self) {
+        self.times_late.borrow_mut().clear();
     }
 
     fn poll_event(&self, cx: &mut Context<'_>) -> Poll<Event> {

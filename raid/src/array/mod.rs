@@ -35,7 +35,7 @@ mod stop;
 mod sync;
 mod write;
 
-pub use control::ControlError;
+pub use control::{ControlError, Fill};
 pub use leg::Why;
 pub(crate) use leg::{LegStart, LegState};
 pub use snapshot::{ArraySnapshot, LastSync, LegSnapshot, SyncSnapshot};
@@ -82,7 +82,7 @@ pub struct Options {
     pub fence_patience: Duration,
     /// A stop ends after so long, whatever stands in its way (SIGTERM ends in 5 s).
     pub stop_within: Duration,
-    /// A leg that went out more than twice within a minute stays out for so long.
+    /// A leg that was late more than twice within a minute stays out for so long.
     pub penalty: Duration,
     /// A leg that may come back by itself is given up for a spare after so long.
     pub spare_after: Duration,
@@ -285,7 +285,7 @@ impl Array {
         for (leg, begin) in array.legs.iter().zip(begins) {
             leg.out_since.set(array.rt.now());
             if leg.device().is_some() && begin.state == LegState::Out {
-                array.spawn_return(leg.index);
+                array.spawn_return(leg.index, array.rt.now());
             }
         }
         array

@@ -10,6 +10,7 @@
 //! leg that returns. So a crash at any point finds two legs of which md's own rules name the
 //! fresh one. If the old leg is lost before, the replacement goes on in its slot as a rebuild.
 
+use super::control::{is_same, Fill};
 use super::sync::Resume;
 use super::{Array, ControlError, Leg, LegState, Why, REPLACEMENT};
 use crate::layout::{SLOT_BYTES, SUPER_SECTOR};
@@ -31,7 +32,7 @@ impl Array {
     /// leg is in sync it stays so until the new device holds everything; a leg that is out is
     /// filled directly. Refused if the device holds anything unless `force`d, if it is a leg in
     /// use, and if the leg is the only one in sync (add one instead). `full` copies free space
-    /// too. Returns when the copy has begun.
+    /// too. Returns when the copy has begun; one from the start that runs already is not begun again.
     pub async fn replace(
         &self,
         old: &str,
@@ -39,7 +40,10 @@ impl Array {
         device: Rc<dyn BlockDevice>,
         full: bool,
         force: bool,
-    ) -> Result<(), ControlError> {
+    ) -> Result<Fill, ControlError> {
+        if self.is_being_filled(name, &device, full) && !self.goes_by_bits(name) {
+            return Ok(Fill::UnderWay);
+        }
         let leg = self.named(old)?;
         if leg.index == REPLACEMENT {
             return Err(ControlError::InUse(old.into()));
@@ -49,7 +53,8 @@ impl Array {
         match leg.state() {
             LegState::Out | LegState::Absent => {}
             LegState::InSync if !same && !is_own => {
-                return self.begin_replacement(leg, name, device, full).await;
+                self.begin_replacement(leg, name, device, full).await?;
+                return Ok(Fill::Begun);
             }
             LegState::InSync if !is_blank && !force => {
                 return Err(ControlError::InUse(old.into()));
@@ -57,7 +62,14 @@ impl Array {
             _ => self.fail(old).await?,
         }
         leg.attempts.set(leg.attempts.get() + 1);
-        self.fill(leg, name, device, full).await
+        self.fill(leg, name, device, full).await?;
+        Ok(Fill::Begun)
+    }
+
+    /// Whether a leg is copied only what lies under set bits.
+    fn goes_by_bits(&self, name: &str) -> bool {
+        let mut legs = self.legs.iter();
+        legs.any(|leg| leg.name() == name && leg.rebuilt_durably.get().is_none())
     }
 
     /// The leg whose slot a spare should be given now, if any: hand the spare to
@@ -173,7 +185,7 @@ impl Array {
     fn promote(&self, replacement: &Leg, old: &Leg) {
         self.move_in(replacement, old);
         old.why.set(Why::Missing);
-        self.spawn_return(old.index);
+        self.spawn_return(old.index, self.rt.now());
     }
 
     /// The replacement becomes the leg of the slot, out as yet.
@@ -302,8 +314,4 @@ impl Array {
             drop(device);
         });
     }
-}
-
-fn is_same(a: &Rc<dyn BlockDevice>, b: &Rc<dyn BlockDevice>) -> bool {
-    std::ptr::addr_eq(Rc::as_ptr(a), Rc::as_ptr(b))
 }

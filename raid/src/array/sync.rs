@@ -15,8 +15,8 @@ use super::snapshot::{LastSync, SyncSnapshot};
 use super::{Array, Leg, LegState, Why, REPLACEMENT};
 use crate::several::Several;
 use blockdev::{
-    mutation, Allocation, Done, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector, Verdict,
-    SECTOR_BYTES,
+    mutation, Allocation, Done, Instant, IoCtx, IoError, IoVec, Kind, LegIndex, Op, Sector,
+    Verdict, SECTOR_BYTES,
 };
 use returned::Returned;
 use std::collections::BTreeMap;
@@ -91,15 +91,14 @@ enum Attempt {
 }
 
 impl Array {
-    /// Looks for a leg that is out until it is back.
-    pub(super) fn spawn_return(&self, index: LegIndex) {
+    /// Looks for a leg that is out, from `at` on, until it is back.
+    pub(super) fn spawn_return(&self, index: LegIndex, at: Instant) {
         let leg = self.leg(index);
         let attempt = leg.attempts.get() + 1;
         leg.attempts.set(attempt);
-        let not_before = leg.went_out(self.rt.now(), self.options.penalty);
         let (me, rt) = (self.me.clone(), self.rt.clone());
         self.rt.spawn(async move {
-            let mut at = not_before;
+            let mut at = at;
             loop {
                 rt.sleep_until(at).await;
                 let Some(array) = me.upgrade() else { return };

@@ -826,8 +826,16 @@ fn a_volume_is_taken_over_from_a_running_node() {
 #[test]
 fn a_volume_is_made_while_another_one_is_served() {
     let scratch = Scratch::shared();
-    let first = Tgt::on_loopback(&scratch, "one", 2, UNIT_BYTES);
-    let second = Tgt::on_loopback(&scratch, "two", 1, UNIT_BYTES);
+    let mut net = Net::new(&scratch);
+    net.add_node("cs");
+    let start = |name: &str, ports: &[u16]| {
+        let portals = ports.iter();
+        let portals = portals.map(|&port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
+        let target = format!("iqn.2024-12.example.test:{name}");
+        let unit = TgtSpec::single(name, &target, &portals.collect::<Vec<_>>(), UNIT_BYTES);
+        Tgt::start(&scratch, net.place("cs"), unit)
+    };
+    let (first, second) = (start("one", &[3260, 3261]), start("two", &[3262]));
     let over = |portals: std::ops::Range<usize>| {
         let Device::Iscsi {
             name, target, lun, ..
@@ -844,7 +852,7 @@ fn a_volume_is_made_while_another_one_is_served() {
         }
     };
     let spec = spec(vec![over(0..1)], &[("vol1", &["sto1"])]);
-    let mut antler = Antler::install(&scratch, "antler", Place::host(), spec);
+    let mut antler = Antler::install(&scratch, "antler", net.place("cs"), spec);
     antler.create_volume("vol1");
     antler.start();
     antler.wait_status("vol1 to be open", SECONDS_30, |s| {

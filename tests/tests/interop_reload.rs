@@ -9,9 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use harness::antler::{Antler, Spec};
-use harness::net::Place;
+use harness::net::Net;
 use harness::scratch::Scratch;
-use harness::tgt::{free_ports, Tgt, TgtSpec};
+use harness::tgt::{Tgt, TgtSpec};
 
 const UNIT_BYTES: u64 = 256 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -37,10 +37,12 @@ fn path_is(antler: &mut Antler, what: &str, state: &str, error: &str) {
 #[test]
 fn a_new_secret_is_used_by_the_next_login() {
     let scratch = Scratch::shared();
-    let portal = SocketAddrV4::new(Ipv4Addr::LOCALHOST, free_ports(1)[0]);
+    let mut net = Net::new(&scratch);
+    net.add_node("cs");
+    let portal = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 3260);
     let mut unit = TgtSpec::single("sto1", TARGET, &[portal], UNIT_BYTES);
     unit.chap = Some((USER.to_owned(), FIRST.to_owned()));
-    let mut tgt = Tgt::start(&scratch, Place::host(), unit);
+    let mut tgt = Tgt::start(&scratch, net.place("cs"), unit);
     let secret = scratch.sub("antler").join("secret");
     write_secret(&secret, FIRST);
     let spec = Spec {
@@ -57,7 +59,7 @@ fn a_new_secret_is_used_by_the_next_login() {
             secret.display()
         ),
     };
-    let mut antler = Antler::install(&scratch, "antler", Place::host(), spec);
+    let mut antler = Antler::install(&scratch, "antler", net.place("cs"), spec);
     antler.create_volume("vol1");
     antler.start();
     path_is(&mut antler, "the first secret", "active", "");

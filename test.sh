@@ -22,7 +22,8 @@ FUZZ_CASES_LONG=200000
 # program:package
 PROGRAMS=(tgtd:tgt istgt:istgt mfsmaster:moosefs-master mfschunkserver:moosefs-chunkserver
     mfsmount:moosefs-client mfscli:moosefs-cli mdadm:mdadm fio:fio iscsi-ls:libiscsi-bin
-    mke2fs:e2fsprogs ip:iproute2 nsenter:util-linux fusermount3:fuse3 cc:build-essential)
+    mke2fs:e2fsprogs ip:iproute2 nsenter:util-linux fusermount3:fuse3 cc:build-essential
+    promtool:prometheus curl:curl losetup:mount)
 
 usage() {
     sed -n '2,15s/^# \{0,1\}//p' "$0" >&2

@@ -15,9 +15,10 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 use tests::sim::blocks::Blocks;
+use tests::sim::mirror::WitnessDisk;
 use tests::sim::net::Cut;
 use tests::sim::site::{for_each_seed, Site};
-use tests::sim::stack::{Stack, WitnessDisk};
+use tests::sim::stack::Stack;
 
 const SECTORS: u64 = 128 << 11;
 const CHUNKS: u64 = 3;

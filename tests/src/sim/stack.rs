@@ -1,52 +1,16 @@
 //! The whole stack on a chunk node: sessions, multipath, mirror and chunk store, over two storage
 //! nodes of a [`Site`].
 
+use super::mirror::{self, WitnessDisk};
 use super::site::{ChunkNode, Site};
-use blockdev::{BlockDevice, LocalFuture, Mirror, Rt};
+use blockdev::Mirror;
 use chunk_store::{FormatParams, Store};
-use mpath::Role;
-use raid::assemble::{assemble, LegInput};
-use raid::format::CreateOptions;
-use raid::witness::{Witness, WitnessError, WitnessRecord};
-use raid::{Array, Uuid};
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use raid::Array;
 use std::rc::Rc;
 use std::time::Duration;
 
 /// How long a start may take before it is said to hang.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// The witness's file: it survives the node's processes.
-#[derive(Clone, Default)]
-pub struct WitnessDisk {
-    records: Rc<RefCell<BTreeMap<[u8; 16], WitnessRecord>>>,
-}
-
-/// The witness as one life of the node sees it.
-struct DiskWitness {
-    rt: Rt,
-    disk: WitnessDisk,
-}
-
-impl Witness for DiskWitness {
-    fn record(&self, record: WitnessRecord) -> LocalFuture<Result<(), WitnessError>> {
-        let (rt, disk) = (self.rt.clone(), self.disk.clone());
-        Box::pin(async move {
-            // An fsync: killed before its end, the record may be there or not.
-            let before = Duration::from_micros(rt.random() % 1500);
-            rt.sleep(before).await;
-            disk.records.borrow_mut().insert(record.array.0, record);
-            rt.sleep(Duration::from_micros(500)).await;
-            Ok(())
-        })
-    }
-
-    fn read(&self, array: Uuid) -> LocalFuture<Result<Option<WitnessRecord>, WitnessError>> {
-        let record = self.disk.records.borrow().get(&array.0).copied();
-        Box::pin(async move { Ok(record) })
-    }
-}
 
 /// One life of the stack.
 pub struct Stack {
@@ -65,26 +29,10 @@ impl Stack {
     /// If that fails on a healthy site.
     pub fn format(site: &Site, witness: &WitnessDisk) {
         let node = ChunkNode::start(site);
-        let rt = node.host.rt();
         let (pool, devices) = (node.pool.clone(), node.devices.clone());
         let witness = witness.clone();
         site.world.block_on(async move {
-            let mut legs: Vec<Rc<dyn BlockDevice>> = Vec::new();
-            for device in &devices {
-                device
-                    .opened(rt.now() + PATIENCE)
-                    .await
-                    .expect("a healthy site");
-                legs.push(device.clone());
-            }
-            let options = CreateOptions {
-                name: "vol1".to_owned(),
-                equalise: false,
-            };
-            raid::format::create(&rt, &pool, &legs, &options, |_, _| {})
-                .await
-                .expect("the array is made");
-            let array = mirror(&rt, &node, &witness).await;
+            let array = mirror::create(&node, &witness).await;
             let params = FormatParams::new("vol1", [7; 16], [9; 16]);
             chunk_store::format(array.clone(), &pool, &params)
                 .await
@@ -107,7 +55,7 @@ impl Stack {
         let limit = rt.now() + PATIENCE;
         site.world.block_on(async move {
             let opening = async {
-                let array = mirror(&rt, &node, &witness).await;
+                let array = mirror::assembled(&node, &witness).await;
                 let mirror: Rc<dyn Mirror> = array.clone();
                 let options = chunk_store::Options {
                     cache_bytes: 1 << 20,
@@ -148,42 +96,5 @@ impl Stack {
             }
         });
         node.kill();
-    }
-}
-
-/// Assembles the array of whatever legs answer, as often as it takes.
-async fn mirror(rt: &Rt, node: &ChunkNode, witness: &WitnessDisk) -> Rc<Array> {
-    loop {
-        let mut legs = Vec::new();
-        for device in &node.devices {
-            let deadline = rt.now() + Duration::from_millis(500);
-            let is_there = device.opened(deadline).await.is_ok();
-            legs.push(LegInput {
-                name: device.name(),
-                device: is_there.then(|| device.clone() as Rc<dyn BlockDevice>),
-            });
-        }
-        let disk: Rc<dyn Witness> = Rc::new(DiskWitness {
-            rt: rt.clone(),
-            disk: witness.clone(),
-        });
-        let mut options = raid::Options::new("vol1");
-        let devices = node.devices.clone();
-        options.on_alone = Some(Rc::new(move |leg, is_alone| {
-            let role = if is_alone {
-                Role::Alone
-            } else {
-                Role::MirrorLeg
-            };
-            devices[usize::from(leg.0)].set_role(role);
-        }));
-        let made = assemble(rt.clone(), node.pool.clone(), disk, options, legs, false).await;
-        match made {
-            Ok(array) => return array,
-            Err(error) => {
-                tracing::debug!(%error, "not assembled yet");
-                rt.sleep(Duration::from_millis(500)).await;
-            }
-        }
     }
 }

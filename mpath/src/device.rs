@@ -110,9 +110,12 @@ impl MultipathDevice {
     }
 
     /// Tells whether another leg is in sync, which decides between waiting and failing fast.
+    /// With no path left, requests that a leg alone may keep waiting do so for the whole of
+    /// `no_path_retry` from now on.
     pub fn set_role(&self, role: Role) {
+        let before = self.inner.queue_time();
         if self.inner.role.replace(role) != role {
-            self.inner.sweep_by(self.inner.rt.now());
+            self.inner.rearm_queueing(before);
         }
     }
 
@@ -168,7 +171,9 @@ impl MultipathDevice {
     /// Changes timings and policies; paths stay as they are. Settings that refuse the unit take effect
     /// at the next login of each path.
     pub fn reconfigure(&self, config: Config) {
+        let before = self.inner.queue_time();
         *self.inner.config.borrow_mut() = config;
+        self.inner.rearm_queueing(before);
         if let Some(unit) = self.identity() {
             if let Err(why) = self.inner.fit(&unit) {
                 tracing::warn!("device {}: {why}", self.name());

@@ -13,6 +13,10 @@
 //!    function at a time (rule 3);
 //! 5. drop the taints of sessions that were closed before the barrier was sent.
 //!
+//! A reset's answer ends F's own commands that began to leave before it; the session does that, for
+//! it alone knows which. Where the target ends nothing (tgt) such a write counts as unanswered
+//! ([`Inner::outlives_reset`]).
+//!
 //! The first round of a run also logs in under every ISID of the previous one (rule 7).
 //! A round goes on as long as it must; `fence_timeout` only decides when those who wait for it
 //! are told that there is none. Nothing is released by time, except for targets of grade `none`
@@ -22,10 +26,11 @@ use crate::config::{FENCE_DRAIN, QUIET_BEFORE_FENCE};
 use crate::grade::{fencing, Barrier, FenceGrade, Fencing};
 use crate::inner::Inner;
 use crate::path::{Live, Path, Phase};
-use crate::slab::Token;
 use crate::sweep::within;
 use crate::taint::TaintId;
-use blockdev::path::{Command, CommandError, Control, ControlError, Isid, LoginAs};
+use blockdev::path::{
+    Command, CommandError, Control, ControlError, Isid, LoginAs, LoginError, PathSession,
+};
 use blockdev::{
     completion, Completion, Done, Instant, IoCtx, IoError, Kind, PathCause, Promise, Refusal, Seq,
 };
@@ -51,6 +56,9 @@ struct Waiter {
     deadline: Instant,
     /// The stall clock then: our own stalls extend both.
     stall_mark: Duration,
+    /// A barrier was answered since: only an unanswered write of a dead session needs another. The
+    /// rest is waited for, or each barrier would end what a slow unit is still working on.
+    is_served: bool,
 }
 
 #[derive(Default)]
@@ -61,6 +69,8 @@ pub(crate) struct Fence {
     /// Grade `none`: no new write until `fence_assume` is over.
     pub(crate) is_assuming: Cell<bool>,
     pub(crate) is_quiet_due: Cell<bool>,
+    /// A LOGICAL UNIT RESET is out on the session of this epoch.
+    resetting: Cell<Option<u64>>,
     /// ISIDs of an earlier run that this run has not fenced yet; `None`: done.
     earlier: RefCell<Option<Vec<(String, Isid)>>>,
     is_earlier_done: Cell<bool>,
@@ -118,6 +128,7 @@ impl Inner {
             since: self.rt.now(),
             deadline: ctx.deadline,
             stall_mark: self.sweep.stall(),
+            is_served: false,
         });
         if ctx.deadline != Instant::FAR {
             self.sweep_by(ctx.deadline);
@@ -151,9 +162,24 @@ impl Inner {
 
     fn is_fence_needed(&self) -> bool {
         !self.is_closed.get()
-            && (!self.fence.waiters.borrow().is_empty()
+            && (self.do_waiters_need_a_barrier()
                 || !self.held.borrow().is_empty()
                 || self.fence.is_quiet_due.get())
+    }
+
+    fn do_waiters_need_a_barrier(&self) -> bool {
+        let taints = self.taints.borrow();
+        let waiters = self.fence.waiters.borrow();
+        waiters
+            .iter()
+            .any(|w| !w.is_served || taints.any_before(w.limit))
+    }
+
+    /// A write has become unanswerable: whoever waits for its end needs a barrier after all.
+    pub(crate) fn mind_fence_waiters(&self) {
+        if self.do_waiters_need_a_barrier() {
+            self.demand_fence();
+        }
     }
 
     async fn run_fence(self: Rc<Self>) {
@@ -167,17 +193,22 @@ impl Inner {
                 self.news
                     .state("fence_started", object.clone(), text, false);
             }
+            let limit = Seq(self.next_seq.get());
             match self.round().await {
                 Ok(what) => {
+                    for waiter in self.fence.waiters.borrow_mut().iter_mut() {
+                        waiter.is_served |= waiter.limit <= limit;
+                    }
                     self.fence.rounds.set(self.fence.rounds.get() + 1);
                     self.fence.is_quiet_due.set(false);
                     *self.fence.failure.borrow_mut() = None;
                     self.news.state("fence_done", object, what, false);
-                    (pause, is_told) = (RETRY_FIRST, false);
+                    is_told = false;
                     self.settle_fence_waiters();
                     self.release_held();
                     if self.is_fence_needed() {
                         self.rt.sleep(pause).await;
+                        pause = (pause * 2).min(RETRY_MAX);
                     }
                 }
                 Err(why) => {
@@ -233,7 +264,7 @@ impl Inner {
         }
     }
 
-    fn is_tainted(&self, epoch: u64) -> bool {
+    pub(crate) fn is_tainted(&self, epoch: u64) -> bool {
         self.taints.borrow().iter().any(|(_, t)| t.epoch == epoch)
     }
 
@@ -255,7 +286,15 @@ impl Inner {
                 .filter(|(_, live)| live.session.is_alive())
                 .min_by_key(|(p, live)| {
                     let has_taint = self.is_tainted(live.epoch);
-                    (p.suspect.get(), has_taint, !p.is_serving(), p.index)
+                    // Commands go there alone meanwhile: it should be one that takes them.
+                    let refuses = !p.access.serves();
+                    (
+                        p.suspect.get(),
+                        refuses,
+                        has_taint,
+                        !p.is_serving(),
+                        p.index,
+                    )
                 });
             if let Some(found) = best {
                 return Ok(found);
@@ -296,15 +335,11 @@ impl Inner {
             })
             .collect();
         let next_epoch = self.next_epoch.get();
-        let limit = self.next_attempt.get();
         let what = match fencing.barrier {
             Barrier::LunReset => self.lun_reset(on, live).await?,
             Barrier::OrderedTestUnitReady => self.ordered_barrier(on, live).await?,
             Barrier::Time => self.assume().await?,
         };
-        if fencing.ends_commands {
-            self.conclude(live.epoch, limit);
-        }
         self.drop_taints_of(|epoch| epoch < next_epoch && !open.contains(&epoch));
         self.fence.is_earlier_done.set(true);
         Ok(format!("{what}, grade {}", fencing.grade.as_str()))
@@ -383,17 +418,21 @@ impl Inner {
     ) -> Result<(), String> {
         let is_reached_here = path.name.target == on.name.target
             && (fencing.any_portal || self.is_same_group(path, live));
-        let deadline = self.fence_login_deadline(fencing);
-        let (port, who) = if is_reached_here {
+        let login = if is_reached_here {
             let who = LoginAs::Recorded {
                 initiator_name: self.config.borrow().initiator_name.clone(),
                 isid: path.isid,
             };
-            (on.port.clone(), who)
+            self.fence_login(on, who, fencing).await
         } else {
-            (path.port.clone(), LoginAs::Own)
+            path.is_way_back.set(false);
+            let deadline = self.rt.now() + self.config.borrow().login_timeout;
+            let login = path.port.login(LoginAs::Own, deadline);
+            path.unless(|| path.is_way_back.get(), login)
+                .await
+                .unwrap_or_else(|| Err(LoginError::Unreachable("the way is back".into())))
         };
-        match port.login(who, deadline).await {
+        match login {
             Ok(session) => {
                 path.reinstated();
                 let at = self.rt.now() + Duration::from_secs(1);
@@ -411,12 +450,28 @@ impl Inner {
         }
     }
 
-    /// On LIO a reinstating login waits for the back end and must not be given up (rule 5).
-    fn fence_login_deadline(&self, fencing: Fencing) -> Instant {
-        if fencing.barrier == Barrier::OrderedTestUnitReady {
-            return Instant::FAR;
-        }
-        self.rt.now() + self.config.borrow().login_timeout
+    /// Logs in through the portal of a live path, as somebody whose commands must end. On LIO the
+    /// answer waits for the back end, and the login has no deadline of its own (rule 5). It ends with
+    /// the session of `by`: the same network carries both, and nobody else would tell that it is gone.
+    async fn fence_login(
+        &self,
+        by: &Rc<Path>,
+        who: LoginAs,
+        fencing: Fencing,
+    ) -> Result<Rc<dyn PathSession>, LoginError> {
+        let deadline = if fencing.barrier == Barrier::OrderedTestUnitReady {
+            Instant::FAR
+        } else {
+            self.rt.now() + self.config.borrow().login_timeout
+        };
+        let epoch = by.epoch();
+        let login = by.port.login(who, deadline);
+        by.unless(|| by.epoch() != epoch, login)
+            .await
+            .unwrap_or_else(|| {
+                let text = format!("{} was lost meanwhile", by.name.portal);
+                Err(LoginError::Unreachable(text))
+            })
     }
 
     /// An unknown group is another group: a login in the wrong one ends nothing, and succeeds.
@@ -479,8 +534,7 @@ impl Inner {
                     initiator_name: initiator_name.clone(),
                     isid,
                 };
-                let deadline = self.fence_login_deadline(fencing);
-                match way.port.login(who, deadline).await {
+                match self.fence_login(&way, who, fencing).await {
                     Ok(session) => session.abort(PathCause::Administrative("fence")),
                     Err(error) => return Err(format!("no login under a recorded ISID: {error}")),
                 }
@@ -491,7 +545,10 @@ impl Inner {
 
     async fn lun_reset(&self, on: &Rc<Path>, live: &Live) -> Result<String, String> {
         let deadline = self.rt.now() + BARRIER_REPEAT;
-        match live.session.control(Control::LunReset, deadline).await {
+        self.fence.resetting.set(Some(live.epoch));
+        let answer = live.session.control(Control::LunReset, deadline).await;
+        self.fence.resetting.set(None);
+        match answer {
             Ok(()) => Ok("LOGICAL UNIT RESET answered".into()),
             Err(ControlError::Late) => {
                 // The reset is still out; only the end of its session makes room for another.
@@ -524,6 +581,20 @@ impl Inner {
         }
     }
 
+    /// Whether a command of the session of `epoch` that ends now as TASK ABORTED was ended by a reset
+    /// of our own. The session ends what began to leave before the reset when that is answered,
+    /// whatever the target does with it (RFC 7143 §11.6).
+    pub(crate) fn is_own_reset(&self, epoch: u64) -> bool {
+        self.fence.resetting.get() == Some(epoch)
+    }
+
+    /// Whether a write ended so may still take effect. tgt ends nothing: it answers what it has,
+    /// then the reset; so what is left without an answer still waits for data that the reset has
+    /// overtaken, and begins when they come.
+    pub(crate) fn outlives_reset(&self) -> bool {
+        self.fencing().is_some_and(|f| !f.ends_commands)
+    }
+
     /// Grade `none`: nothing proves anything, so no new write for `fence_assume`.
     async fn assume(&self) -> Result<String, String> {
         let time = self.config.borrow().fence_assume;
@@ -535,44 +606,6 @@ impl Inner {
         let text = format!("no proof from this target; assumed after {time:?} without a write");
         self.news.state("fence_assumed", self.name(), text, true);
         Ok("assumed".into())
-    }
-
-    /// What the barrier's own session had under way before it has ended without an answer: it is
-    /// sent again.
-    fn conclude(&self, epoch: u64, limit: u64) {
-        let over: Vec<Token> = {
-            let attempts = self.attempts.borrow();
-            attempts
-                .iter()
-                .filter(|(_, a)| a.live.epoch == epoch && a.seq < limit)
-                .map(|(token, _)| token)
-                .collect()
-        };
-        for token in over {
-            let Some(attempt) = self.attempts.borrow_mut().remove(token) else {
-                continue;
-            };
-            let path = self.path(attempt.path);
-            path.in_flight.set(path.in_flight.get() - 1);
-            path.in_flight_bytes
-                .set(path.in_flight_bytes.get() - attempt.bytes);
-            self.log_attempt(&attempt, Err("ended by our own reset".into()));
-            if let Some(taint) = attempt.taint {
-                self.drop_taint(taint);
-            }
-            let Some(id) = attempt.request else { continue };
-            let is_idle = {
-                let mut requests = self.requests.borrow_mut();
-                let Some(request) = requests.get_mut(id) else {
-                    continue;
-                };
-                request.attempts.retain(|a| *a != token);
-                request.attempts.is_empty()
-            };
-            if is_idle {
-                self.route(id, "again");
-            }
-        }
     }
 
     fn drop_taints_of(&self, is_dead: impl Fn(u64) -> bool) {
@@ -589,7 +622,7 @@ impl Inner {
 
     /// Answers those whose taints are gone.
     pub(crate) fn settle_fence_waiters(&self) {
-        if !self.fence.is_earlier_done.get() {
+        if !self.fence.is_earlier_done.get() || self.fence.waiters.borrow().is_empty() {
             return;
         }
         let waiters = std::mem::take(&mut *self.fence.waiters.borrow_mut());

@@ -167,15 +167,16 @@ impl Inner {
     /// The path for the next command, or `None` if no usable one is left.
     pub(crate) fn pick(&self, avoid: &[usize]) -> Option<Rc<Path>> {
         let paths = self.paths.borrow();
+        let now = self.rt.now();
         if let Some(only) = self.fence.only.get() {
-            if !avoid.contains(&only) && paths[only].is_serving() {
+            // A barrier may be carried where no I/O may go (a standby group).
+            if !avoid.contains(&only) && paths[only].standing(now) != Standing::Unusable {
                 return Some(paths[only].clone());
             }
         }
         let mut groups = self.groups.borrow_mut();
         let kind = self.config.borrow().selector;
         let current = self.current_group.get().filter(|_| self.keeps_group());
-        let now = self.rt.now();
         for want in Standing::USABLE {
             let first = current.into_iter();
             let rest = (0..groups.len()).filter(|&g| Some(g) != current);

@@ -92,6 +92,9 @@ pub(crate) struct Inner {
     hedge_credit: Cell<u32>,
 }
 
+/// Attempts of one request that its trace keeps.
+const ATTEMPTS_LOGGED_MAX: usize = 64;
+
 const HEDGE_COST: u32 = 50;
 const HEDGE_CREDIT_MAX: u32 = 16 * HEDGE_COST;
 
@@ -403,7 +406,7 @@ impl Inner {
             .paths
             .borrow()
             .iter()
-            .filter_map(|p| p.epoch())
+            .filter_map(|p| p.answering_epoch())
             .collect();
         let taints = self.taints.borrow();
         let range = request.work.range();
@@ -454,6 +457,20 @@ impl Inner {
     /// How long requests wait for a path, as the device's role now is; `None`: for ever.
     pub(crate) fn queue_time(&self) -> Option<Duration> {
         self.config.borrow().queue_time(self.role.get())
+    }
+
+    /// The role or the configuration may have changed how long requests wait: with no path left, the
+    /// new time begins now, whatever has run out before.
+    pub(crate) fn rearm_queueing(&self, before: Option<Duration>) {
+        let now = self.rt.now();
+        let time = self.queue_time();
+        if time != before && self.all_down_since.get().is_some() {
+            self.tally
+                .queueing_changes(self.all_down_since.get(), now, before);
+            self.all_down_since.set(Some(now));
+            self.is_queueing_over.set(false);
+        }
+        self.sweep_by(now);
     }
 
     /// Whether requests fail rather than wait for a path.
@@ -658,6 +675,7 @@ impl Inner {
         self.tainted_at.set(self.rt.now());
         self.sweep_by(self.rt.now() + crate::config::QUIET_BEFORE_FENCE);
         self.news.push(Event::Tainted(range));
+        self.mind_fence_waiters();
         id
     }
 
@@ -749,6 +767,11 @@ impl Inner {
             end: Some(self.rt.now() - request.begun),
             result: result.err().unwrap_or_else(|| "ok".into()),
         };
-        request.log.get_or_insert_with(Vec::new).push(entry);
+        let log = request.log.get_or_insert_with(Vec::new);
+        if log.len() == ATTEMPTS_LOGGED_MAX {
+            // The first and the last of them tell what happened.
+            log.pop();
+        }
+        log.push(entry);
     }
 }

@@ -140,23 +140,14 @@ async fn log_in(
     path.phase.set(Phase::Connecting);
     path.logging_in.set(true);
     let deadline = rt.now() + inner.config.borrow().login_timeout;
-    let mut login = path.port.login(LoginAs::Own, deadline);
-    let result = poll_fn(|cx| {
-        if let Poll::Ready(result) = login.as_mut().poll(cx) {
-            return Poll::Ready(Some(result));
-        }
-        let seen = path.signal.seen();
-        let is_off = path.reserved.get()
+    let login = path.port.login(LoginAs::Own, deadline);
+    let is_off = || {
+        path.reserved.get()
             || path.is_way_back.get()
             || inner.is_closed.get()
-            || matches!(path.phase.get(), Phase::Down | Phase::Removed);
-        if is_off {
-            return Poll::Ready(None);
-        }
-        path.signal.poll_since(seen, cx).map(|()| None)
-    })
-    .await;
-    drop(login);
+            || matches!(path.phase.get(), Phase::Down | Phase::Removed)
+    };
+    let result = path.unless(is_off, login).await;
     path.logging_in.set(false);
     inner.changed.notify();
     result

@@ -18,6 +18,13 @@ use std::time::Duration;
 const REPEATS_MAX: u32 = 8;
 /// Pauses (100 ms each) for a unit that becomes ready before another path is tried.
 const NOT_READY_PAUSES_MAX: u32 = 20;
+/// TASK ABORTED (SAM-5 §5.3.1).
+const TASK_ABORTED: u8 = 0x40;
+
+fn is_abort(error: &CommandError) -> bool {
+    matches!(error, CommandError::Status { status, .. } if *status == TASK_ABORTED)
+}
+
 /// Pauses (50 ms each, the first ones shorter) for a busy unit before the caller is told.
 const BUSY_PAUSES_MAX: u32 = 600;
 
@@ -39,6 +46,7 @@ impl Joiner<CommandResult> for Inner {
             Ok(done) => self.succeeded(&attempt, &path, done),
             Err(error) => self.failed(&attempt, &path, &error),
         }
+        self.settle_fence_waiters();
     }
 }
 
@@ -115,6 +123,9 @@ impl Inner {
                 return self.lost(attempt, path, cause, *applied);
             }
             Verdict::Withdrawn => self.mind_draining(path, &attempt.live),
+            Verdict::Again if is_abort(error) && self.is_own_reset(attempt.live.epoch) => {
+                return self.ended_by_reset(attempt, path);
+            }
             // Any status is an answer: the unit is done with the command.
             _ => path.last_ok.set(self.rt.now()),
         }
@@ -131,19 +142,7 @@ impl Inner {
         if applied == Applied::Unknown {
             path.add_stale(attempt.live.epoch);
             if attempt.taint.is_none() {
-                if let Some((range, content)) = attempt.mutation.clone() {
-                    self.add_taint(Taint {
-                        range,
-                        content,
-                        epoch: attempt.live.epoch,
-                        op: attempt.op,
-                    });
-                }
-            }
-            if let Some(id) = attempt.request {
-                if let Some(request) = self.requests.borrow_mut().get_mut(id) {
-                    request.is_unsure |= attempt.mutation.is_some();
-                }
+                self.taint_of(attempt);
             }
         } else if let Some(taint) = attempt.taint {
             self.drop_taint(taint);
@@ -151,6 +150,41 @@ impl Inner {
         self.path_lost(path, attempt.live.epoch, cause);
         if let Some(id) = attempt.request {
             self.again_if_idle(id, "retry");
+        }
+    }
+
+    /// A reset of our own has ended the command: it is sent again, and nobody is blamed. Where the
+    /// target may still execute it, it stays unanswered until its session is logged in again.
+    fn ended_by_reset(&self, attempt: &Attempt, path: &Path) {
+        if self.outlives_reset() {
+            path.has_ended_writes
+                .set(path.has_ended_writes.get() || attempt.mutation.is_some());
+            if attempt.taint.is_none() {
+                self.taint_of(attempt);
+            }
+        } else if let Some(taint) = attempt.taint {
+            self.drop_taint(taint);
+        }
+        if let Some(id) = attempt.request {
+            self.again_if_idle(id, "again");
+        }
+    }
+
+    /// Registers what an attempt may still do that will get no answer.
+    fn taint_of(&self, attempt: &Attempt) {
+        let Some((range, content)) = attempt.mutation.clone() else {
+            return;
+        };
+        self.add_taint(Taint {
+            range,
+            content,
+            epoch: attempt.live.epoch,
+            op: attempt.op,
+        });
+        if let Some(id) = attempt.request {
+            if let Some(request) = self.requests.borrow_mut().get_mut(id) {
+                request.is_unsure = true;
+            }
         }
     }
 
@@ -330,6 +364,10 @@ impl Inner {
         let Some(live) = path.detach(epoch) else {
             return;
         };
+        if self.is_tainted(epoch) {
+            // Also of what our own reset ended, which is no attempt any more.
+            path.add_stale(epoch);
+        }
         let now = self.rt.now();
         let was_serving = matches!(path.phase.get(), Phase::Serving | Phase::Identifying);
         if !matches!(path.phase.get(), Phase::Down | Phase::Removed) {

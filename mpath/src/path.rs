@@ -14,9 +14,11 @@ use crate::pace::Pace;
 use crate::selector::{History, Load};
 use crate::signal::Signal;
 use blockdev::path::{Isid, PathName, PathPort, PathSession, UnitIdentity};
-use blockdev::Instant;
+use blockdev::{Instant, LocalFuture};
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +146,9 @@ pub(crate) struct Path {
     pub(crate) in_flight_bytes: Cell<u64>,
     /// Epochs that ended with unanswered commands and whose ISID has not logged in since.
     pub(crate) stale: RefCell<Vec<u64>>,
+    /// Its session holds writes that a reset of ours has ended and the target has not: no answer of
+    /// theirs can come any more.
+    pub(crate) has_ended_writes: Cell<bool>,
     /// The fence uses this path's ISID: its own recovery must not log in.
     pub(crate) reserved: Cell<bool>,
     pub(crate) logging_in: Cell<bool>,
@@ -188,6 +193,7 @@ impl Path {
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
             stale: RefCell::default(),
+            has_ended_writes: Cell::new(false),
             reserved: Cell::new(false),
             logging_in: Cell::new(false),
             has_logged_in: Cell::new(false),
@@ -222,12 +228,18 @@ impl Path {
         self.live.borrow().as_ref().map(|l| l.epoch)
     }
 
+    /// The epoch whose unanswered commands may still be answered.
+    pub(crate) fn answering_epoch(&self) -> Option<u64> {
+        self.epoch().filter(|_| !self.has_ended_writes.get())
+    }
+
     /// A new session: its login ended whatever the old one had on its way.
     pub(crate) fn attach(&self, live: Live) {
         let before = self.live.borrow_mut().replace(live);
         assert!(before.is_none(), "one session a path");
         self.reinstated();
         self.suspect.set(false);
+        self.has_ended_writes.set(false);
         self.pace.forget();
         self.count(|c| c.logins += 1);
     }
@@ -325,6 +337,25 @@ impl Path {
             history: history.average,
             idle: now - history.last_end,
         }
+    }
+
+    /// `future`, unless `is_off` comes to hold; the path's signal tells when to look again.
+    pub(crate) async fn unless<T>(
+        &self,
+        is_off: impl Fn() -> bool,
+        mut future: LocalFuture<T>,
+    ) -> Option<T> {
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = future.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            if is_off() {
+                return Poll::Ready(None);
+            }
+            let seen = self.signal.seen();
+            self.signal.poll_since(seen, cx).map(|()| None)
+        })
+        .await
     }
 
     pub(crate) fn is_serving(&self) -> bool {

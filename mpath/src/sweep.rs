@@ -302,7 +302,7 @@ impl Inner {
             .paths
             .borrow()
             .iter()
-            .filter_map(|p| p.epoch())
+            .filter_map(|p| p.answering_epoch())
             .collect();
         let is_any_lost = self
             .taints

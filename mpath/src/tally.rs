@@ -57,6 +57,16 @@ impl Tally {
         self.has_served.set(true);
     }
 
+    /// No path serves since `down_since`, and from now on requests wait for another time.
+    pub(crate) fn queueing_changes(
+        &self,
+        down_since: Option<Instant>,
+        now: Instant,
+        before: Option<Duration>,
+    ) {
+        self.outages.set(self.outages(down_since, now, before));
+    }
+
     /// From now on requests fail for want of a path.
     pub(crate) fn gives_up(&self, queue_time: Option<Duration>) {
         if !self.has_served.get() {

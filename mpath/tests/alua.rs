@@ -130,3 +130,27 @@ fn a_standby_group_is_no_way_out() {
     assert!(write.try_take().is_some_and(|w| w.is_ok()));
     let _ = rig.device.geometry();
 }
+
+/// A fence takes a path whose group serves: all commands go there while it runs.
+#[test]
+fn a_fence_does_not_send_commands_to_a_standby_group() {
+    let rig = rig(&[STANDBY, OPTIMIZED, OPTIMIZED]);
+    rig.san.set_link(1, Link::Silent);
+    rig.world.block_on(rig.write(8, 1)).unwrap();
+    rig.san.set_hung(true);
+    let over = rig.world.spawn_handle(rig.write(8, 2));
+    rig.run(ms(400));
+    let other = rig.world.spawn_handle(rig.write(80, 3));
+    rig.run(ms(400));
+    rig.san.set_hung(false);
+    rig.run(Duration::from_secs(2));
+    assert!(over.try_take().is_some_and(|w| w.is_ok()));
+    assert!(other.try_take().is_some_and(|w| w.is_ok()));
+    for trace in rig.device.traces() {
+        let bounced = trace
+            .attempts
+            .iter()
+            .filter(|a| a.portal == "10.3.1.1:3260");
+        assert_eq!(bounced.count(), 0, "{trace:?}");
+    }
+}

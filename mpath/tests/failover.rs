@@ -299,6 +299,52 @@ fn no_path_retry_runs_out_after_61_seconds() {
     assert!(result.is_err() && time <= ms(20));
 }
 
+/// Both legs of a mirror lose their paths at once: whichever is left alone waits for its own.
+#[test]
+fn a_mirror_leg_that_becomes_the_last_one_waits_although_it_had_given_up() {
+    let rig = Rig::new();
+    rig.device.set_role(Role::MirrorLeg);
+    rig.san.set_link(0, Link::Silent);
+    rig.san.set_link(1, Link::Silent);
+    let lost = rig.world.spawn_handle(rig.write(8, 3));
+    rig.run(ms(2000));
+    let error = lost.try_take().expect("told").unwrap_err();
+    assert_eq!(error.kind, Kind::Path(PathCause::AllDown));
+    rig.device.set_role(Role::Alone);
+    let write = rig.world.spawn_handle(rig.write(80, 4));
+    rig.run(Duration::from_secs(55));
+    assert!(write.try_take().is_none(), "61 s from now on");
+    assert_eq!(rig.device.snapshot().state, DeviceState::Queueing);
+    rig.san.set_link(1, Link::Up);
+    rig.run(ms(3000));
+    assert!(write.try_take().is_some_and(|w| w.is_ok()));
+}
+
+/// A reload while no path is left: the new `no_path_retry` counts from now on.
+#[test]
+fn a_new_no_path_retry_counts_for_an_outage_that_lasts() {
+    use mpath::NoPathRetry;
+    let with = |retry| Config {
+        no_path_retry: Some(retry),
+        ..config()
+    };
+    let rig = Rig::with(options(Flavour::Tgt), with(NoPathRetry::Fail));
+    rig.san.set_link(0, Link::Loud);
+    rig.san.set_link(1, Link::Loud);
+    rig.run(ms(10));
+    assert!(rig.world.block_on(rig.read(8)).is_err());
+    rig.device.reconfigure(with(NoPathRetry::Queue));
+    let read = rig.world.spawn_handle(rig.read(8));
+    rig.run(Duration::from_secs(100));
+    assert!(read.try_take().is_none());
+    rig.device.reconfigure(with(NoPathRetry::Checks(2)));
+    rig.run(ms(10_500));
+    assert!(read.try_take().is_none());
+    rig.run(ms(600));
+    let error = read.try_take().expect("told").unwrap_err();
+    assert_eq!(error.kind, Kind::Path(PathCause::AllDown));
+}
+
 #[test]
 fn a_path_returns_by_itself_and_takes_over_after_its_probation() {
     let rig = Rig::new();

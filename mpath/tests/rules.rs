@@ -8,7 +8,7 @@ use blockdev::{
     Admission, BlockDevice, Durability, Event, Instant, IoCtx, IoError, Kind, LocalFuture, Op,
     Pool, ReadSectors, Refusal, Sector,
 };
-use common::{by, config, ms, options, Rig};
+use common::{by, config, ms, options, unhedged, Rig};
 use mpath::sim::{Flavour, Link, San, SanOptions};
 use mpath::{Config, DeviceState, FenceGrade, FencePolicy, MultipathDevice, Role};
 use std::cell::Cell;
@@ -169,6 +169,119 @@ fn rule_4_a_reset_does_not_conclude_what_its_own_session_still_sends() {
         }
         assert!(rig.device.snapshot().fences > 0);
     }
+}
+
+/// Rule 4, tgt: the reset's answer ends its own session's commands for the initiator, but not one
+/// whose data were still on their way: that one begins after it.
+#[test]
+fn rule_4_a_write_that_our_own_reset_ended_is_not_answered() {
+    for seed in 1..=40 {
+        let options = SanOptions {
+            asks_within: Some(Duration::from_micros(400)),
+            stragglers: Some((400_000, ms(60))),
+            ..options(Flavour::Tgt)
+        };
+        let rig = Rig::seeded(seed, options, config());
+        for round in 0..10 {
+            let first = rig.world.spawn_handle(rig.write(8, 3));
+            rig.run(Duration::from_micros(40 * round));
+            let fence = rig.world.spawn_handle(rig.fence());
+            rig.world.block_on(first).unwrap();
+            rig.world.block_on(rig.write(8, 4)).unwrap();
+            rig.run(ms(300));
+            assert_eq!(rig.content(8), 4, "seed {seed}, round {round}");
+            assert!(fence.try_take().is_some_and(|f| f.is_ok()));
+        }
+        // What no answer can come for is fenced although its session lives.
+        rig.run(Duration::from_secs(6));
+        assert_eq!(rig.device.snapshot().tainted_ranges, 0);
+    }
+}
+
+/// Rule 4, elsewhere: what had not left when the reset did is not ended by it, and not forgotten.
+#[test]
+fn rule_4_a_reset_does_not_end_what_it_overtakes_in_our_own_queue() {
+    let options = SanOptions {
+        portal_groups: vec![1],
+        ..options(Flavour::Standard)
+    };
+    let rig = Rig::with(options, config());
+    // More than the socket takes; what leaves after the reset is slow.
+    let writes: Vec<_> = (0..40)
+        .map(|n| rig.world.spawn_handle(rig.write(8 * n, 3)))
+        .collect();
+    let fence = rig.world.spawn_handle(rig.fence());
+    rig.run(Duration::from_micros(120));
+    rig.san.set_service(ms(200));
+    rig.run(Duration::from_micros(400));
+    rig.san.set_service(Duration::from_micros(200));
+    for (n, first) in (0..).zip(writes) {
+        rig.world.block_on(first).unwrap();
+        rig.world.block_on(rig.write(8 * n, 4)).unwrap();
+    }
+    rig.run(ms(500));
+    assert!(fence.try_take().is_some_and(|f| f.is_ok()));
+    for n in 0..40 {
+        assert_eq!(rig.content(8 * n), 4, "write {n}");
+    }
+}
+
+/// A slow unit: a fence that waits for a write ends it with one reset at most, and then lets it end.
+#[test]
+fn a_fence_does_not_reset_a_slow_unit_again_and_again() {
+    let rig = Rig::with(options(Flavour::Standard), config());
+    rig.san.set_service(ms(150));
+    let write = rig.write_with(8, &[3; 4096], Durability::Cache, unhedged());
+    let write = rig.world.spawn_handle(write);
+    rig.run(ms(10));
+    let fence = rig.world.spawn_handle(rig.fence());
+    rig.run(Duration::from_secs(5));
+    assert!(write.try_take().is_some_and(|w| w.is_ok()));
+    assert!(fence.try_take().is_some_and(|f| f.is_ok()));
+    assert_eq!(rig.device.snapshot().fences, 1);
+}
+
+/// Rule 5: a fence login is bound to the session it is made beside. When that is lost, another path
+/// fences, by the ORDERED barrier; nothing stays reserved for a login without an end.
+#[test]
+fn rule_5_a_fence_login_ends_with_the_session_it_is_made_beside() {
+    let rig = Rig::with(options(Flavour::Lio), config());
+    rig.san.set_hung(true);
+    let first = rig.world.spawn_handle(rig.write(8, 3));
+    rig.run(ms(10));
+    rig.san.set_link(0, Link::Silent);
+    let fence = rig.world.spawn_handle(rig.fence());
+    // The login through path 1 waits for the back end, and path 1 goes too.
+    rig.run(ms(1000));
+    rig.san.set_link(1, Link::Silent);
+    rig.run(ms(1000));
+    rig.san.set_link(0, Link::Up);
+    rig.san.set_hung(false);
+    rig.run(Duration::from_secs(40));
+    assert!(fence.try_take().is_some_and(|f| f.is_ok()));
+    assert!(first.try_take().is_some_and(|w| w.is_ok()));
+    assert_eq!(rig.device.snapshot().tainted_ranges, 0);
+}
+
+/// Rule 5: a fence login by the path's own portal is bounded by `login_timeout`, and begun anew when
+/// the way is back: in a cut it would never end, and say nothing.
+#[test]
+fn rule_5_a_fence_login_by_its_own_portal_does_not_hang_in_a_cut() {
+    let options = SanOptions {
+        portal_groups: vec![1, 2],
+        ..options(Flavour::Lio)
+    };
+    let rig = Rig::with(options, config());
+    rig.san.set_link(0, Link::Silent);
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    let held = rig.world.spawn_handle(rig.write(8, 4));
+    rig.run(ms(6000));
+    assert!(held.try_take().is_none());
+    assert!(rig.news().contains(&"fence_failed"));
+    rig.san.set_link(0, Link::Up);
+    rig.device.link_up("10.3.1.1:3260").unwrap();
+    rig.run(ms(1500));
+    assert!(held.try_take().is_some_and(|w| w.is_ok()));
 }
 
 /// Rule 6: recovery and fence never log in under one ISID at once, and a fence does not wait for

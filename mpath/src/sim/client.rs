@@ -44,6 +44,9 @@ impl Told {
     }
 }
 
+/// SAM-5 §5.3.1.
+const TASK_ABORTED: u8 = 0x40;
+
 struct Pending {
     promise: Promise<CommandResult>,
     sent: Sent,
@@ -60,6 +63,9 @@ pub(crate) struct Client {
     controls: BTreeMap<u64, Promise<Answer>>,
     /// Messages that the socket has not taken; the tag of the command each belongs to.
     unsent: VecDeque<(Option<u64>, Message)>,
+    /// LOGICAL UNIT RESETs under way, and the commands that had begun to leave before each: those
+    /// end with its answer (RFC 7143 §11.6), whatever the target does with them.
+    resets: BTreeMap<u64, Vec<u64>>,
     events: VecDeque<SessionEvent>,
     waker: Option<Waker>,
     last_heard: Instant,
@@ -75,6 +81,23 @@ impl Client {
         self.is_leaving = true;
         self.events.push_back(SessionEvent::LogoutRequested(within));
         self.waker.take().map(Told::Wake).into_iter().collect()
+    }
+
+    /// A reset is answered: what began to leave before it is over.
+    fn concluded(&mut self, reset: u64) -> Vec<Told> {
+        let mut told = Vec::new();
+        for tag in self.resets.remove(&reset).unwrap_or_default() {
+            let Some(pending) = self.commands.remove(&tag) else {
+                continue;
+            };
+            self.unsent.retain(|(of, _)| *of != Some(tag));
+            let aborted = CommandError::Status {
+                status: TASK_ABORTED,
+                sense: None,
+            };
+            told.push(Told::Command(pending.promise, Err(aborted)));
+        }
+        told
     }
 
     /// The connection is over: everything pending ends.
@@ -119,6 +142,11 @@ pub(crate) fn pump(target: &mut Target, id: ConnId, now: Instant, world: &World)
         let Some((tag, message)) = client.unsent.pop_front() else {
             return;
         };
+        if let Message::LunReset { tag } = message {
+            let begun = client.commands.iter().filter(|(_, c)| c.sent != Sent::Not);
+            let begun = begun.map(|(tag, _)| *tag).collect();
+            client.resets.insert(tag, begun);
+        }
         if let Some(tag) = tag {
             let is_last = !client.unsent.iter().any(|(t, _)| *t == Some(tag));
             if let Some(pending) = client.commands.get_mut(&tag) {
@@ -150,12 +178,21 @@ pub(crate) fn handle(target: &mut Target, id: ConnId, reply: Reply, now: Instant
             client.unsent.push_back((None, Message::Identify { tag }));
             None
         }
-        Reply::Identified { tag } | Reply::ResetDone { tag } | Reply::Pong { tag, .. } => client
+        Reply::ResetDone { tag } => {
+            let mut told = client.concluded(tag);
+            let waiting = client.controls.remove(&tag);
+            told.extend(waiting.map(|promise| Told::Control(promise, Ok(()))));
+            told.into_iter().for_each(|told| target.tell(told));
+            None
+        }
+        Reply::Identified { tag } | Reply::Pong { tag, .. } => client
             .controls
             .remove(&tag)
             .map(|promise| Told::Control(promise, Ok(()))),
         Reply::ReadyToTransfer { tag } => {
-            client.unsent.push_back((Some(tag), Message::Data { tag }));
+            if client.commands.contains_key(&tag) {
+                client.unsent.push_back((Some(tag), Message::Data { tag }));
+            }
             None
         }
         Reply::Refused { tag } => {
@@ -368,7 +405,12 @@ impl SimSession {
         let Some(conn) = conn_of(&mut target, self.conn) else {
             return;
         };
-        conn.client.unsent.push_back((None, message));
+        if matches!(message, Message::LunReset { .. }) {
+            // Immediate delivery: it overtakes commands, and data that were asked for.
+            conn.client.unsent.push_front((None, message));
+        } else {
+            conn.client.unsent.push_back((None, message));
+        }
         pump(&mut target, self.conn, now, &self.world);
         drop(target);
         self.world.arm();

@@ -40,7 +40,11 @@ impl Rig {
     }
 
     pub fn with(options: SanOptions, config: Config) -> Rig {
-        let world = VirtualRt::new(7);
+        Rig::seeded(7, options, config)
+    }
+
+    pub fn seeded(seed: u64, options: SanOptions, config: Config) -> Rig {
+        let world = VirtualRt::new(seed);
         let pool = Pool::new(16 << 20);
         let ports = options.portal_groups.len();
         let san = San::new(world.rt(), pool.clone(), options);

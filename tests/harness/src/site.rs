@@ -87,6 +87,27 @@ pub fn san_link(node: u8, network: u8) -> String {
     format!("sto{node}n{network}")
 }
 
+/// A chunk node `cs` and the two storage nodes on both storage networks, without MooseFS.
+pub fn san_network(scratch: &Scratch) -> Net {
+    let mut net = Net::new(scratch);
+    net.add_node("cs");
+    add_san(&mut net);
+    net
+}
+
+/// Adds the storage nodes and their links to the chunk node.
+fn add_san(net: &mut Net) {
+    for node in 1..=2 {
+        let name = format!("sto{node}");
+        net.add_node(&name);
+        for network in 1..=2 {
+            let chunk_node = Ipv4Addr::new(10, 3, network, 101);
+            let end = (name.as_str(), *portal(node, network).ip());
+            net.add_link(&san_link(node, network), ("cs", chunk_node), end);
+        }
+    }
+}
+
 /// Builds the network of the site, with or without its SAN.
 pub fn network(scratch: &Scratch, storage: Storage) -> Net {
     let mut net = Net::new(scratch);
@@ -97,15 +118,7 @@ pub fn network(scratch: &Scratch, storage: Storage) -> Net {
     net.add_link("mfs-stock", ("mfs", MASTER), ("stock", STOCK_NODE));
     net.add_link("cs-stock", ("cs", CHUNK_NODE), ("stock", STOCK_NODE));
     if storage == Storage::San {
-        for node in 1..=2 {
-            let name = format!("sto{node}");
-            net.add_node(&name);
-            for network in 1..=2 {
-                let chunk_node = Ipv4Addr::new(10, 3, network, 101);
-                let end = (name.as_str(), *portal(node, network).ip());
-                net.add_link(&san_link(node, network), ("cs", chunk_node), end);
-            }
-        }
+        add_san(&mut net);
     }
     net
 }

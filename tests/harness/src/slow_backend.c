@@ -2,7 +2,7 @@
  * and goes on $ANTLER_BACKEND_LATE_MS after the file is gone. Writes that begin later are not
  * delayed, so that a delayed one lands after them unless somebody waits for it. Each write that
  * waits adds a byte to $ANTLER_BACKEND_GATE.entered, and one to $ANTLER_BACKEND_GATE.left when it
- * is done. */
+ * is done. While $ANTLER_BACKEND_GATE.reads exists, reads wait for its end. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -38,4 +38,17 @@ ssize_t pwrite64(int fd, const void *data, size_t bytes, off64_t at)
     ssize_t written = next(fd, data, bytes, at);
     note(gate, "left");
     return written;
+}
+
+ssize_t pread64(int fd, void *data, size_t bytes, off64_t at)
+{
+    static ssize_t (*next)(int, void *, size_t, off64_t);
+    if (!next)
+        next = (ssize_t (*)(int, void *, size_t, off64_t))dlsym(RTLD_NEXT, "pread64");
+    const char *gate = getenv("ANTLER_BACKEND_GATE");
+    char path[4096];
+    snprintf(path, sizeof path, "%s.reads", gate ? gate : "");
+    while (gate && access(path, F_OK) == 0)
+        usleep(1000);
+    return next(fd, data, bytes, at);
 }

@@ -1,4 +1,5 @@
-//! A back end of tgtd that can be held: a small library preloaded into it delays `pwrite`.
+//! A back end of tgtd that can be held: a small library preloaded into it delays `pwrite`, and
+//! `pread` if asked.
 //!
 //! What tgt has given to its back end no session can call back; the write lands when the disk
 //! gets to it. That is the hardest place of a ghost write, and the one that only a barrier proves
@@ -25,7 +26,11 @@ impl SlowBackend {
     /// Builds the library in `scratch`. A write that waited at the gate lands `late` after the
     /// gate is opened.
     pub fn build(scratch: &Scratch, late: Duration) -> Self {
-        let dir = scratch.sub("slow-backend");
+        Self::build_in(&scratch.sub("slow-backend"), late)
+    }
+
+    /// The same in a directory of its own, for a second tgtd.
+    pub fn build_in(dir: &Path, late: Duration) -> Self {
         let source = dir.join("slow_backend.c");
         std::fs::write(&source, SOURCE).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
         let library = dir.join("slow_backend.so");
@@ -57,8 +62,20 @@ impl SlowBackend {
         std::fs::write(&self.gate, "").unwrap_or_else(|e| panic!("{}: {e}", self.gate.display()));
     }
 
-    /// Ends [`SlowBackend::hold`].
+    /// Reads wait as well.
+    pub fn hold_all(&self) {
+        let reads = self.reads();
+        std::fs::write(&reads, "").unwrap_or_else(|e| panic!("{}: {e}", reads.display()));
+        self.hold();
+    }
+
+    fn reads(&self) -> PathBuf {
+        self.gate.with_extension("reads")
+    }
+
+    /// Ends [`SlowBackend::hold`] and [`SlowBackend::hold_all`].
     pub fn release(&self) {
+        let _ = std::fs::remove_file(self.reads());
         // Missing when nothing was held.
         let _ = std::fs::remove_file(&self.gate);
     }

@@ -13,6 +13,7 @@
 use crate::login::{LoggedIn, LoginFailure};
 use crate::name::Portal;
 use crate::net::{Coming, Link, Net};
+use crate::scsi::sense::key;
 use crate::session::task::Tag;
 use crate::session::{Event, Function, Outcome, Progress, ScsiCommand, Session, SessionConfig};
 use crate::session::{SubmitError, Transfer};
@@ -62,7 +63,12 @@ pub enum ConnectError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A unit attention or deferred error.
-    Attention(Sense),
+    Attention {
+        /// Whose, in the 8-byte form.
+        lun: [u8; 8],
+        /// What.
+        sense: Sense,
+    },
     /// The target wants a logout within this time.
     LogoutRequested(Duration),
     /// The session ended; the last news.
@@ -318,10 +324,15 @@ impl Client {
         self.abort(PathCause::Administrative("logged out"));
     }
 
-    /// Drops the unit attentions that nobody has taken yet.
-    pub(crate) fn forget_attentions(&self) {
+    /// Drops the unit attentions that nobody has taken yet and that an identification has answered.
+    pub(crate) fn forget_answered_attentions(&self) {
         let news = &mut self.inner().core.borrow_mut().news;
-        news.retain(|news| !matches!(news, News::Attention(_)));
+        news.retain(|news| !matches!(news, News::Attention { sense, .. } if is_answered_by_identification(sense)));
+    }
+
+    /// Clock and timers of the session.
+    pub(crate) fn rt(&self) -> &Rt {
+        &self.inner().rt
     }
 
     /// The next news; one reader.
@@ -449,7 +460,9 @@ impl Inner {
                     core.login = Some(Err(failure.into()));
                     self.tell_reader(core);
                 }
-                Event::Attention(sense) => self.note(core, News::Attention(sense)),
+                Event::Attention { lun, sense } => {
+                    self.note(core, News::Attention { lun, sense });
+                }
                 Event::LogoutRequested(within) => self.note(core, News::LogoutRequested(within)),
                 Event::Closed(cause) => {
                     if core.login.is_none() {
@@ -667,6 +680,18 @@ impl Inner {
             self.rt.arm(at, owner, 0);
         }
     }
+}
+
+/// Whether an identification has just read anew what a unit attention says has changed: reset (29),
+/// mode parameters, ALUA state, capacity (2A), identity (3F). A deferred error is about data that
+/// were acknowledged, and 2A/03 to 2A/05 about reservations: those remain news.
+fn is_answered_by_identification(sense: &Sense) -> bool {
+    !sense.deferred
+        && sense.key == key::UNIT_ATTENTION
+        && matches!(
+            (sense.asc, sense.ascq),
+            (0x29 | 0x3f, _) | (0x2a, 0x01 | 0x06 | 0x09)
+        )
 }
 
 /// Whether so much is in flight that answers may gather.

@@ -3,18 +3,27 @@
 //! TEST UNIT READY until the unit attentions that follow a login are gone, INQUIRY, the VPD pages
 //! that the unit lists, READ CAPACITY(16) and the caching mode page. Whatever is not a disk with
 //! blocks of 512 or 4096 bytes is refused, with the disks that there are.
+//!
+//! Only the unit's own ILLEGAL REQUEST, or an error that says nothing, means that it has not what
+//! was asked for. A unit that is busy or becoming ready is asked again until the deadline, so that
+//! a passing state is never taken for another identity.
 
 use crate::client::Client;
 use crate::scsi::sense::key;
 use crate::scsi::unit::{self, Caching};
 use crate::scsi::{cdb, decode_lun, status};
 use crate::session::{Answer, Outcome};
-use blockdev::path::UnitIdentity;
-use blockdev::{Geometry, PathCause, Sector, SECTOR_BYTES};
+use blockdev::path::{Sense, UnitIdentity};
+use blockdev::{Geometry, Instant, PathCause, Sector, SECTOR_BYTES};
+use std::time::Duration;
 use thiserror::Error;
 
 /// Unit attentions of one login are few; a unit that never stops is not usable.
 const ATTENTIONS_MAX: u32 = 16;
+/// Pause before a unit that is busy or becoming ready is asked again.
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// LOGICAL UNIT NOT READY: becoming ready, or in an ALUA state or transition that refuses media access.
+const ASC_NOT_READY: u8 = 0x04;
 /// Largest command we send, in sectors: 1 MiB, also when the unit admits more or does not say.
 const TRANSFER_SECTORS_MAX: u32 = 2048;
 /// Allocation lengths, in bytes.
@@ -32,21 +41,35 @@ pub enum IdentifyError {
     /// The session ended.
     #[error("{0}")]
     Lost(PathCause),
+    /// The target wants a logout (async event 1): nothing more is sent to it.
+    #[error("the target asks for a logout")]
+    Leaving,
+    /// The unit could not tell in time; it may later.
+    #[error("{0}")]
+    NotReady(String),
     /// There is no usable disk here; the text says what there is.
     #[error("{0}")]
     Unusable(String),
 }
 
-/// Identifies the unit `lun` of a session. `portal_group` is the tag told at login.
+/// Identifies the unit `lun` of a session. `portal_group` is the tag told at login. A unit that is
+/// busy or becoming ready is asked again until `deadline`; an answer that never comes is the
+/// caller's to bound.
 ///
 /// # Errors
-/// [`IdentifyError::Unusable`] if it is no disk we can use.
+/// [`IdentifyError::Unusable`] if it is no disk we can use, [`IdentifyError::NotReady`] if it could
+/// not tell.
 pub async fn identify(
     client: &Client,
     lun: [u8; 8],
     portal_group: u16,
+    deadline: Instant,
 ) -> Result<UnitIdentity, IdentifyError> {
-    let unit = Unit { client, lun };
+    let unit = Unit {
+        client,
+        lun,
+        deadline,
+    };
     let data = unit
         .ask(cdb::inquiry(None, INQUIRY_LEN as u16), INQUIRY_LEN)
         .await?;
@@ -98,6 +121,7 @@ pub async fn identify(
 struct Unit<'a> {
     client: &'a Client,
     lun: [u8; 8],
+    deadline: Instant,
 }
 
 fn unusable(text: impl Into<String>) -> IdentifyError {
@@ -105,26 +129,59 @@ fn unusable(text: impl Into<String>) -> IdentifyError {
 }
 
 impl Unit<'_> {
-    /// Sends a command until it is answered with something other than a unit attention.
-    async fn answer(&self, cdb: cdb::Cdb, len: u32) -> Result<Answer, IdentifyError> {
-        for _ in 0..ATTENTIONS_MAX {
-            match self.client.read_command(self.lun, cdb, len).await {
-                Outcome::Scsi(answer) => match answer.sense {
-                    Some(sense) if sense.key == key::UNIT_ATTENTION || sense.deferred => {}
-                    _ => return Ok(answer),
-                },
+    /// Sends a command until it is answered with something other than a unit attention, and while
+    /// `passes` says that the answer is a passing one.
+    async fn answer(
+        &self,
+        cdb: cdb::Cdb,
+        len: u32,
+        passes: fn(&Answer) -> bool,
+    ) -> Result<Answer, IdentifyError> {
+        let mut attentions = 0;
+        loop {
+            let answer = match self.client.read_command(self.lun, cdb, len).await {
+                Outcome::Scsi(answer) => answer,
                 Outcome::Lost { cause, .. } => return Err(IdentifyError::Lost(cause)),
+                Outcome::Withdrawn => return Err(IdentifyError::Leaving),
                 Outcome::Bad(what) => return Err(unusable(format!("bad answer: {what}"))),
-                other => unreachable!("{other:?} answers a command"),
+                other => return Err(unusable(format!("{other:?} where a SCSI status was due"))),
+            };
+            let sense = answer.sense;
+            if sense.is_some_and(|sense| sense.key == key::UNIT_ATTENTION || sense.deferred) {
+                attentions += 1;
+                if attentions == ATTENTIONS_MAX {
+                    return Err(unusable("unit attentions without end"));
+                }
+            } else if passes(&answer) {
+                self.pause(&answer, cdb[0]).await?;
+            } else {
+                return Ok(answer);
             }
         }
-        Err(unusable("unit attentions without end"))
+    }
+
+    async fn pause(&self, answer: &Answer, opcode: u8) -> Result<(), IdentifyError> {
+        let rt = self.client.rt();
+        if rt.now() + AGAIN_AFTER >= self.deadline {
+            return Err(not_ready(answer, opcode));
+        }
+        rt.sleep(AGAIN_AFTER).await;
+        Ok(())
     }
 
     /// Data of a command; `None` if the unit refuses it.
     async fn ask(&self, cdb: cdb::Cdb, len: u32) -> Result<Option<Vec<u8>>, IdentifyError> {
-        let answer = self.answer(cdb, len).await?;
-        Ok((answer.status == status::GOOD).then(|| answer.data.to_vec()))
+        let answer = self.answer(cdb, len, is_passing).await?;
+        match (answer.status, answer.sense.map(|sense| sense.key)) {
+            (status::GOOD, _) => Ok(Some(answer.data.to_vec())),
+            // istgt refuses without sense.
+            (
+                status::CHECK_CONDITION,
+                None | Some(key::ILLEGAL_REQUEST | key::NO_SENSE | key::NOT_READY),
+            )
+            | (status::RESERVATION_CONFLICT, _) => Ok(None),
+            _ => Err(not_ready(&answer, cdb[0])),
+        }
     }
 
     async fn page(&self, page: u8) -> Result<Option<Vec<u8>>, IdentifyError> {
@@ -135,7 +192,7 @@ impl Unit<'_> {
     /// Clears unit attentions. A unit that is not ready may still be identified: whether a path
     /// can be used is decided by its checker, not here.
     async fn settle(&self) -> Result<(), IdentifyError> {
-        let answer = self.answer(cdb::test_unit_ready(), 0).await?;
+        let answer = self.answer(cdb::test_unit_ready(), 0, is_busy).await?;
         match (answer.status, answer.sense) {
             (status::CHECK_CONDITION, Some(sense)) if sense.key == key::ILLEGAL_REQUEST => {
                 Err(unusable("no such logical unit"))
@@ -173,6 +230,11 @@ impl Unit<'_> {
             .unwrap_or_default())
     }
 
+    /// Another unit of the same target.
+    fn other(&self, lun: [u8; 8]) -> Self {
+        Unit { lun, ..*self }
+    }
+
     async fn not_a_disk(&self, inquiry: &unit::Inquiry) -> IdentifyError {
         let here = decode_lun(self.lun).unwrap_or(0);
         let what = match inquiry.qualifier {
@@ -191,21 +253,15 @@ impl Unit<'_> {
     /// The disks of the target, by LUN.
     async fn disks(&self) -> Result<Vec<String>, IdentifyError> {
         // A unit that does not exist need not answer; LUN 0 must (SPC-3, REPORT LUNS).
-        let first = Unit {
-            client: self.client,
-            lun: [0; 8],
-        };
+        let first = self.other([0; 8]);
         let list = first
             .ask(cdb::report_luns(LUNS_LEN), LUNS_LEN)
             .await?
             .unwrap_or_default();
         let mut disks = Vec::new();
         for lun in unit::lun_list(&list) {
-            let unit = Unit {
-                client: self.client,
-                lun,
-            };
-            let data = unit
+            let data = self
+                .other(lun)
                 .ask(cdb::inquiry(None, INQUIRY_LEN as u16), INQUIRY_LEN)
                 .await?;
             let inquiry = data.as_deref().and_then(unit::inquiry);
@@ -218,6 +274,32 @@ impl Unit<'_> {
         }
         Ok(disks)
     }
+}
+
+/// The unit did not take the command, and may a moment later.
+fn is_busy(answer: &Answer) -> bool {
+    matches!(
+        answer.status,
+        status::BUSY | status::TASK_SET_FULL | status::TASK_ABORTED
+    )
+}
+
+/// The same, or the unit gave the command up, or is not ready yet.
+fn is_passing(answer: &Answer) -> bool {
+    is_busy(answer)
+        || answer.sense.is_some_and(|sense| {
+            sense.key == key::ABORTED || sense.key == key::NOT_READY && sense.asc == ASC_NOT_READY
+        })
+}
+
+fn not_ready(answer: &Answer, opcode: u8) -> IdentifyError {
+    let status = answer.status;
+    IdentifyError::NotReady(match answer.sense {
+        Some(Sense { key, asc, ascq, .. }) => format!(
+            "unit answers command {opcode:#04x} with status {status:#04x}, sense {key:x}/{asc:02x}/{ascq:02x}"
+        ),
+        None => format!("unit answers command {opcode:#04x} with status {status:#04x}"),
+    })
 }
 
 fn geometry(

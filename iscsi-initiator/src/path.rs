@@ -12,7 +12,7 @@ use crate::identify::{identify, IdentifyError};
 use crate::isid::Role;
 use crate::login::LoginFailure;
 use crate::name::Portal;
-use crate::scsi::{cdb, encode_lun, status};
+use crate::scsi::{cdb, decode_lun, encode_lun, status};
 use crate::session::task::Tag;
 use crate::session::{Attribute, Function, Outcome, Progress, ScsiCommand, Transfer};
 use blockdev::path::{
@@ -29,7 +29,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{ready, Context, Poll, Waker};
+
+const LEAVING: &str = "the target asks for a logout";
 
 /// Where a path leads.
 #[derive(Clone, Debug)]
@@ -124,21 +126,24 @@ impl IscsiPort {
                 }
                 initiator.rt.sleep(wait).await;
             }
-            let session = initiator
-                .establish(&to, deadline)
-                .await
-                .map_err(login_error)?;
+            let session = initiator.establish(&to, deadline).await?;
+            // From the first PDU on: a target may drop a session before it is identified.
+            session.client.keep_wait(not_before);
             let portal_group = session.login.portal_group.unwrap_or(0);
-            let identity = initiator
-                .rt
-                .by(deadline, identify(&session.client, lun, portal_group));
+            let identity = initiator.rt.by(
+                deadline,
+                identify(&session.client, lun, portal_group, deadline),
+            );
             let identity = match identity.await {
                 Ok(Ok(identity)) => identity,
-                Ok(Err(IdentifyError::Lost(cause))) => {
-                    return Err(login_error(ConnectError::Lost(cause)));
-                }
+                Ok(Err(IdentifyError::Lost(cause))) => return Err(ConnectError::Lost(cause).into()),
                 Ok(Err(IdentifyError::Unusable(text))) => {
                     return Err(LoginError::Misconfigured(text));
+                }
+                Ok(Err(IdentifyError::NotReady(text))) => return Err(LoginError::NotReady(text)),
+                Ok(Err(error @ IdentifyError::Leaving)) => {
+                    session.client.logout(deadline).await;
+                    return Err(LoginError::NotReady(error.to_string()));
                 }
                 Err(_) => {
                     return Err(LoginError::Unreachable(
@@ -147,8 +152,7 @@ impl IscsiPort {
                 }
             };
             // The unit attentions that follow every login are no news.
-            session.client.forget_attentions();
-            session.client.keep_wait(not_before);
+            session.client.forget_answered_attentions();
             let digest = |on: bool| if on { "crc32c" } else { "none" };
             let now = initiator.rt.now();
             let facts = SessionFacts {
@@ -163,7 +167,7 @@ impl IscsiPort {
                 client: session.client,
                 lun,
                 facts,
-                identity: RefCell::new(Rc::new(identity)),
+                identity: Rc::new(RefCell::new(Rc::new(identity))),
                 news: Rc::default(),
             }))
         })
@@ -194,20 +198,23 @@ impl PathPort for IscsiPort {
     }
 }
 
-fn login_error(error: ConnectError) -> LoginError {
-    match error {
-        ConnectError::Connect(text) => LoginError::Unreachable(text),
-        ConnectError::Lost(PathCause::Protocol(text)) => LoginError::Protocol(text),
-        ConnectError::Lost(cause) => LoginError::Unreachable(cause.to_string()),
-        ConnectError::Login(failure) => {
-            let text = failure.to_string();
-            match failure {
-                _ if failure.is_temporary() => LoginError::NotReady(text),
-                _ if failure.is_refusal() => LoginError::Refused(text),
-                LoginFailure::Redirect { .. } | LoginFailure::Status { .. } => {
-                    LoginError::Refused(text)
+/// By what to do about it; the same for paths, tools and discovery.
+impl From<ConnectError> for LoginError {
+    fn from(error: ConnectError) -> LoginError {
+        match error {
+            ConnectError::Connect(text) => LoginError::Unreachable(text),
+            ConnectError::Lost(PathCause::Protocol(text)) => LoginError::Protocol(text),
+            ConnectError::Lost(cause) => LoginError::Unreachable(cause.to_string()),
+            ConnectError::Login(failure) => {
+                let text = failure.to_string();
+                match failure {
+                    _ if failure.is_temporary() => LoginError::NotReady(text),
+                    _ if failure.is_refusal() => LoginError::Refused(text),
+                    LoginFailure::Redirect { .. } | LoginFailure::Status { .. } => {
+                        LoginError::Refused(text)
+                    }
+                    _ => LoginError::Protocol(text),
                 }
-                _ => LoginError::Protocol(text),
             }
         }
     }
@@ -219,7 +226,8 @@ pub struct IscsiSession {
     client: Client,
     lun: [u8; 8],
     facts: SessionFacts,
-    identity: RefCell<Rc<UnitIdentity>>,
+    /// As it was found last; shared with an identification under way.
+    identity: Rc<RefCell<Rc<UnitIdentity>>>,
     news: Rc<RefCell<OwnNews>>,
 }
 
@@ -445,7 +453,7 @@ impl PathSession for IscsiSession {
         let rt = self.rt.clone();
         let client = self.client.clone();
         let lun = self.lun;
-        let identity = self.identity.borrow().clone();
+        let identity = self.identity.clone();
         let news = self.news.clone();
         // Sent before the future is polled, so that the order of requests is the order of calls.
         let sent: LocalFuture<Result<(), ControlError>> = match request {
@@ -488,14 +496,22 @@ impl PathSession for IscsiSession {
             Control::Identify => {
                 let client = client.clone();
                 Box::pin(async move {
-                    let found = identify(&client, lun, identity.portal_group).await;
+                    let portal_group = identity.borrow().portal_group;
+                    let found = identify(&client, lun, portal_group, deadline).await;
                     let found = found.map_err(|error| match error {
                         IdentifyError::Lost(cause) => ControlError::Lost(cause),
-                        IdentifyError::Unusable(text) => ControlError::Refused(text),
+                        IdentifyError::Leaving => {
+                            ControlError::Lost(PathCause::Administrative(LEAVING))
+                        }
+                        IdentifyError::NotReady(text) | IdentifyError::Unusable(text) => {
+                            ControlError::Refused(text)
+                        }
                     })?;
-                    if found != *identity {
-                        let found = SessionEvent::Identity(Rc::new(found));
-                        IscsiSession::tell(&news, found);
+                    let found = Rc::new(found);
+                    // Known before this ends: what was held back goes by it.
+                    let before = identity.replace(found.clone());
+                    if found != before {
+                        IscsiSession::tell(&news, SessionEvent::Identity(found));
                     }
                     Ok(())
                 })
@@ -540,19 +556,24 @@ impl PathSession for IscsiSession {
         {
             let mut news = self.news.borrow_mut();
             if let Some(event) = news.queue.pop_front() {
-                if let SessionEvent::Identity(identity) = &event {
-                    *self.identity.borrow_mut() = identity.clone();
-                }
                 return Poll::Ready(event);
             }
             news.reader = Some(cx.waker().clone());
         }
-        self.client.poll_news(cx).map(|news| match news {
-            News::Attention(sense) => SessionEvent::Attention(sense),
-            News::LogoutRequested(within) => SessionEvent::LogoutRequested(within),
-            News::Closed(cause) => SessionEvent::Lost(cause),
-        })
+        loop {
+            return Poll::Ready(match ready!(self.client.poll_news(cx)) {
+                News::Attention { lun, .. } if !is_same_lun(lun, self.lun) => continue,
+                News::Attention { sense, .. } => SessionEvent::Attention(sense),
+                News::LogoutRequested(within) => SessionEvent::LogoutRequested(within),
+                News::Closed(cause) => SessionEvent::Lost(cause),
+            });
+        }
     }
+}
+
+/// Whether both name one unit: an async message may use another form of address.
+fn is_same_lun(one: [u8; 8], other: [u8; 8]) -> bool {
+    one == other || decode_lun(one).is_some_and(|number| decode_lun(other) == Some(number))
 }
 
 fn tag_of(ticket: Ticket) -> Tag {

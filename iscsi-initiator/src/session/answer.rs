@@ -234,8 +234,9 @@ impl Session {
         residual: u32,
         sense: Option<Sense>,
     ) {
+        let lun = self.tasks.get(tag).expect("the caller has seen it").lun;
         if let Some(sense) = sense {
-            self.note_sense(sense);
+            self.note_sense(lun, sense);
         }
         self.depth.note(status, self.in_flight);
         let task = self.tasks.get_mut(tag).expect("the caller has seen it");
@@ -275,9 +276,9 @@ impl Session {
     }
 
     /// Unit attentions and deferred errors are news beyond the command that carried them.
-    fn note_sense(&mut self, sense: Sense) {
+    fn note_sense(&mut self, lun: [u8; 8], sense: Sense) {
         if sense.key == key::UNIT_ATTENTION || sense.deferred {
-            self.events.push_back(Event::Attention(sense));
+            self.events.push_back(Event::Attention { lun, sense });
         }
     }
 
@@ -464,7 +465,8 @@ impl Session {
         match pdu.event {
             0 => {
                 if let Some(sense) = sense::parse(split_sense(data).0) {
-                    self.events.push_back(Event::Attention(sense));
+                    let lun = pdu.lun;
+                    self.events.push_back(Event::Attention { lun, sense });
                 }
             }
             1 => {

@@ -178,8 +178,13 @@ pub enum Event {
     LoginFailed(LoginFailure),
     /// A task ended.
     Done(Tag, Outcome),
-    /// A unit attention, or sense of an async message.
-    Attention(Sense),
+    /// A unit attention or deferred error, or sense of an async message.
+    Attention {
+        /// The unit it came from.
+        lun: [u8; 8],
+        /// What it says.
+        sense: Sense,
+    },
     /// The target wants a logout within this time.
     LogoutRequested(Duration),
     /// The session is closed: the last event. The connection is to be reset.

@@ -43,7 +43,9 @@ fn data_before_check_condition_never_delivered() {
     };
     peer.send(response, &sense);
     let events = peer.events();
-    let [Event::Attention(attention), Event::Done(done, Outcome::Scsi(answer))] = &events[..]
+    let [Event::Attention {
+        sense: attention, ..
+    }, Event::Done(done, Outcome::Scsi(answer))] = &events[..]
     else {
         panic!("{events:?}");
     };

@@ -91,7 +91,7 @@ fn async_scsi_event_is_news() {
         ..peer.async_message(0)
     };
     peer.send(sense, &[0, 8, 0x72, 6, 0x2a, 9, 0, 0, 0, 0]);
-    assert!(matches!(peer.events()[..], [Event::Attention(sense)] if sense.asc == 0x2a));
+    assert!(matches!(peer.events()[..], [Event::Attention { sense, .. }] if sense.asc == 0x2a));
 }
 
 /// §11.9.1, event 1

@@ -383,6 +383,7 @@ impl Inner {
                 waiter.tell(match error {
                     SubmitError::NotOpen => lost("session is closed"),
                     SubmitError::Full => lost("session is full"),
+                    SubmitError::Discovery => lost("not in a discovery session"),
                     SubmitError::Leaving => Outcome::Withdrawn,
                 });
                 None

@@ -325,6 +325,27 @@ const MARKERS: [(&str, &str); 4] = [
     ("OFMarkInt", "Reject"),
 ];
 
+/// Keys of RFC 7143 §13 that are not negotiated in the operational stage.
+const OTHERS: [&str; 11] = [
+    "AuthMethod",
+    "SendTargets",
+    "TargetName",
+    "InitiatorName",
+    "TargetAlias",
+    "InitiatorAlias",
+    "TargetAddress",
+    "TargetPortalGroupTag",
+    "SessionType",
+    "X#NodeArchitecture",
+    "iSCSIProtocolLevel",
+];
+
+/// Whether RFC 7143 defines `key`: NotUnderstood, the answer to a key that one does not know, would be
+/// a protocol error (§6.2); what does not belong where it came is rejected.
+pub(crate) fn is_known(key: &str) -> bool {
+    KeyTable::is_operational(key) || OTHERS.contains(&key) || key.starts_with("CHAP_")
+}
+
 /// What TaskReporting proposes; RFC 7143 §13.23 wants the last two in every offer.
 const REPORTING: &str = "ResponseFence,RFC3720";
 const REPORTING_FAST: &str = "FastAbort,ResponseFence,RFC3720";

@@ -21,7 +21,7 @@ use crate::text::{
 };
 use blockdev::path::Isid;
 use chap::{Algorithm, ChapClient, ChapConfig, ChapError};
-use keys::{KeyError, KeyTable, Offer, Params};
+use keys::{is_known, KeyError, KeyTable, Offer, Params};
 use std::collections::BTreeSet;
 use thiserror::Error;
 use zerocopy::byteorder::big_endian::{U16, U32};
@@ -396,7 +396,12 @@ impl Login {
                 _ => {
                     let known = self.stage == OPERATIONAL && self.keys.take(key, value, reply)?;
                     if !known && !matches!(value, "NotUnderstood" | "Irrelevant" | "Reject") {
-                        reply.push(key, "NotUnderstood");
+                        let answer = if is_known(key) {
+                            "Reject"
+                        } else {
+                            "NotUnderstood"
+                        };
+                        reply.push(key, answer);
                     }
                 }
             }
@@ -694,6 +699,22 @@ mod tests {
         assert_eq!(
             text,
             b"X-com.example.what=NotUnderstood\0Zebra=NotUnderstood\0"
+        );
+    }
+
+    /// §6.2: what RFC 7143 defines is understood; where a target has no business to send it, it is
+    /// refused.
+    #[test]
+    fn known_key_out_of_place_answered_reject() {
+        let (mut login, _, _) = first();
+        let text = b"SessionType=Normal\0InitiatorAlias=a\0SendTargets=All\0";
+        login
+            .handle_response(&answer(0, None, 0), text)
+            .expect("refused, not fatal");
+        let (_, text) = login.poll_transmit().expect("answer");
+        assert_eq!(
+            text,
+            b"SessionType=Reject\0InitiatorAlias=Reject\0SendTargets=Reject\0"
         );
     }
 

@@ -131,6 +131,15 @@ pub(crate) fn takes_parameters(cdb: &Cdb) -> bool {
     matches!(cdb[0], 0x15 | 0x42 | 0x55 | 0x5f)
 }
 
+/// Whether the data are logical blocks, so that unit and initiator must agree about how many bytes
+/// they are: READ, WRITE, COMPARE AND WRITE, WRITE SAME.
+pub(crate) fn moves_blocks(cdb: &Cdb) -> bool {
+    matches!(
+        cdb[0],
+        0x08 | 0x28 | 0xa8 | 0x88 | 0x0a | 0x2a | 0xaa | 0x8a | 0x2e | 0x8e | 0x89 | 0x41 | 0x93
+    )
+}
+
 /// Most ranges of one UNMAP that the length of its parameter list can tell.
 pub const UNMAP_RANGES_MAX: usize = 4095;
 

@@ -11,10 +11,10 @@ use super::transmit::{ping_pattern, Burst, Urgent};
 use super::{Answer, Breach, Event, Outcome, Phase, Session, ACKNOWLEDGE_WITHIN};
 use crate::login::Step;
 use crate::pdu::header::{
-    AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, R2t, Reject, ScsiResponse,
+    AsyncMessage, DataIn, LoginResponse, LogoutResponse, NopIn, NopOut, R2t, Reject, ScsiResponse,
     TmfResponse,
 };
-use crate::pdu::{flag, split_sense, Response, BHS_BYTES, RESERVED_TAG};
+use crate::pdu::{flag, opcode, split_sense, Response, BHS_BYTES, RESERVED_TAG};
 use crate::scsi::cdb;
 use crate::scsi::sense::{self, key};
 use crate::scsi::status;
@@ -22,11 +22,13 @@ use crate::serial::Serial;
 use blockdev::path::Sense;
 use blockdev::{Instant, IoVec};
 use std::time::Duration;
+use zerocopy::FromBytes;
 
 /// A logout that the target asked for leaves so long before its time is over.
 const LOGOUT_MARGIN: Duration = Duration::from_millis(500);
 /// Most answers to pings and async messages that wait for the socket.
 const ANSWERS_WAITING_MAX: usize = 1024;
+const NO_LUN: [u8; 8] = [0; 8];
 /// "Too many immediate commands": the one reject after which a session goes on.
 const REJECT_IMMEDIATE: u8 = 0x06;
 
@@ -115,7 +117,7 @@ impl Session {
             Response::Text(pdu) => self.take_text(pdu, control),
             Response::Logout(pdu) => self.take_logout(pdu),
             Response::Async(pdu) => self.take_async(now, pdu, control),
-            Response::Reject(pdu) => self.take_reject(pdu, control),
+            Response::Reject(pdu) => self.take_reject(now, pdu, control),
         }
     }
 
@@ -140,7 +142,7 @@ impl Session {
             });
         }
         self.exp_stat_sn = got.next();
-        if self.acknowledge_at.is_none() {
+        if self.acknowledge_at.is_none() && !self.is_discovery {
             self.acknowledge_at = Some(now + ACKNOWLEDGE_WITHIN);
         }
         Ok(())
@@ -247,11 +249,16 @@ impl Session {
         };
         let good = matches!(status, status::GOOD | status::CONDITION_MET);
         let mut data = IoVec::new();
+        // The unit's blocks are of another size than we believe: their place is another, too.
+        if good && flags & flag::OVERFLOW != 0 && residual > 0 && cdb::moves_blocks(&task.cdb) {
+            return self.end(tag, Outcome::Bad("more bytes than were asked for"));
+        }
         if good && underflow > task.expected {
             return self.end(tag, Outcome::Bad("residual larger than the transfer"));
         }
         if good && task.write.is_empty() && task.expected > 0 {
-            if task.received != task.expected - underflow {
+            let has_holes = !task.ranges.is_empty() && task.ranges != [(0, task.received)];
+            if task.received != task.expected - underflow || has_holes {
                 return self.end(tag, Outcome::Bad("fewer bytes than the status claims"));
             }
             data = std::mem::take(&mut task.read).freeze(task.received as usize);
@@ -262,6 +269,10 @@ impl Session {
         }
         if moves_blocks && task.fetched < task.expected {
             let lie = "GOOD for a write whose data were not all asked for";
+            return self.end(tag, Outcome::Bad(lie));
+        }
+        if moves_blocks && (task.unasked_left > 0 || self.tx.has_data(tag)) {
+            let lie = "GOOD for a write whose data had not all left";
             return self.end(tag, Outcome::Bad(lie));
         }
         self.end(
@@ -315,6 +326,14 @@ impl Session {
         if task.r2ts_open >= self.params.max_outstanding_r2t {
             return Err(Breach::Rule("more R2Ts than MaxOutstandingR2T"));
         }
+        if self.params.data_sequence_in_order && offset != task.fetched {
+            return Err(Breach::Rule(
+                "R2T that does not go on where the last data ended",
+            ));
+        }
+        if !self.params.data_sequence_in_order && !task.note_range(offset, offset + len) {
+            return Err(Breach::Rule("R2T that overlaps, or in too many pieces"));
+        }
         task.r2t_sn = task.r2t_sn.wrapping_add(1);
         task.r2ts_open += 1;
         task.fetched = task.fetched.saturating_add(len);
@@ -345,12 +364,17 @@ impl Session {
         };
         let wanted = (*bytes).min(self.params.max_recv_data_segment as usize);
         let same = data == ping_pattern(wanted);
+        self.end_ping(now, tag, Outcome::Pong(same));
+        Ok(())
+    }
+
+    /// Ends the ping that is outstanding; the next one that waits goes out.
+    fn end_ping(&mut self, now: Instant, tag: Tag, outcome: Outcome) {
         self.ping = None;
-        self.end(tag, Outcome::Pong(same));
+        self.end(tag, outcome);
         if let Some(next) = self.pings_waiting.pop_front() {
             self.start_ping(now, next);
         }
-        Ok(())
     }
 
     fn take_tmf(&mut self, pdu: &TmfResponse) -> Result<(), Breach> {
@@ -382,12 +406,7 @@ impl Session {
                 .affected(tag)
                 .into_iter()
                 .for_each(|tag| self.conclude(tag, aborted())),
-            // Their data were given up, so they can neither go on nor end.
-            (_, 2..) if self.affected(tag).into_iter().any(|tag| self.is_stuck(tag)) => {
-                return Err(Breach::Rule(
-                    "function refused whose tasks were given up (FastAbort)",
-                ));
-            }
+            (_, 2..) => self.refused(tag)?,
             _ => {}
         }
         self.end(tag, Outcome::Tmf(pdu.response));
@@ -415,19 +434,31 @@ impl Session {
             .collect()
     }
 
+    /// A function that is not carried out. In a FastAbort session the data of its tasks were given
+    /// up when it was sent, so they can neither go on nor end.
+    fn refused(&self, tmf: Tag) -> Result<(), Breach> {
+        if self.affected(tmf).into_iter().any(|tag| self.is_stuck(tag)) {
+            return Err(Breach::Rule(
+                "function refused whose tasks were given up (FastAbort)",
+            ));
+        }
+        Ok(())
+    }
+
     fn is_stuck(&self, tag: Tag) -> bool {
         self.tasks
             .get(tag)
             .is_some_and(|task| task.is_aborting && !task.write.is_empty())
     }
 
-    /// Async event 5 of a FastAbort session: the target ends every task of a unit. Data stop
-    /// first, then it is acknowledged (RFC 7143 §11.9.1).
+    /// Async event 5 of a FastAbort session: the target ends every task of a unit that it has. Data
+    /// stop first, then it is acknowledged (RFC 7143 §11.9.1). A command that is still on its way
+    /// will be executed.
     fn take_termination(&mut self, lun: [u8; 8]) -> Result<(), Breach> {
         let of_lun: Vec<Tag> = self
             .tasks
             .iter()
-            .filter(|task| task.is_scsi() && task.stage == Stage::Staged && task.lun == lun)
+            .filter(|task| task.is_scsi() && task.command_sent && task.lun == lun)
             .map(|task| task.tag)
             .collect();
         of_lun
@@ -481,7 +512,7 @@ impl Session {
             }
             4 => {
                 // A negotiation is wanted; we have nothing to renegotiate, so it is an empty one.
-                if !self.text_outstanding && self.is_open() {
+                if !self.text_outstanding && self.is_open() && !self.is_discovery {
                     let _ = self.text(Vec::new());
                 }
             }
@@ -492,26 +523,41 @@ impl Session {
         Ok(())
     }
 
-    fn take_reject(&mut self, pdu: &Reject, data: &[u8]) -> Result<(), Breach> {
+    fn take_reject(&mut self, now: Instant, pdu: &Reject, data: &[u8]) -> Result<(), Breach> {
         let rejected = data.first_chunk::<BHS_BYTES>();
-        let tag = rejected.and_then(|header| header[16..].first_chunk());
-        let tag = tag.map(|tag| Tag(u32::from_be_bytes(*tag)));
-        if pdu.reason == REJECT_IMMEDIATE {
-            let task = tag
-                .and_then(|tag| self.tasks.get(tag))
-                .filter(|task| task.command_sent);
-            if let Some(task) = task {
-                let tag = task.tag;
-                if matches!(task.kind, Kind::Tmf { .. } | Kind::Ping { .. }) {
-                    if self.ping.is_some_and(|ping| ping.tag == tag) {
-                        self.ping = None;
-                    }
-                    self.end(tag, Outcome::Rejected(pdu.reason));
-                    return Ok(());
-                }
-            }
+        let rejected = rejected.and_then(|header| NopOut::read_from_bytes(header).ok());
+        let Some(rejected) = rejected.filter(|_| pdu.reason == REJECT_IMMEDIATE) else {
+            return Err(Breach::Rejected(pdu.reason));
+        };
+        let tag = Tag(rejected.task_tag.get());
+        if tag.0 == RESERVED_TAG && rejected.opcode & 0x3f == opcode::NOP_OUT {
+            return self.answer_again(&rejected);
         }
-        Err(Breach::Rejected(pdu.reason))
+        match self.tasks.get(tag).filter(|task| task.command_sent) {
+            Some(task) if matches!(task.kind, Kind::Ping { .. }) => {
+                self.end_ping(now, tag, Outcome::Rejected(pdu.reason));
+            }
+            Some(task) if matches!(task.kind, Kind::Tmf { function: 2.., .. }) => {
+                self.refused(tag)?;
+                self.end(tag, Outcome::Rejected(pdu.reason));
+            }
+            Some(task) if matches!(task.kind, Kind::Tmf { .. }) => {
+                self.end(tag, Outcome::Rejected(pdu.reason));
+            }
+            _ => return Err(Breach::Rejected(pdu.reason)),
+        }
+        Ok(())
+    }
+
+    /// A NOP-Out that was no ping of ours came at a bad time: it is sent again. What only carried
+    /// ExpStatSN need not be, for the reject itself is to be acknowledged.
+    fn answer_again(&mut self, nop: &NopOut) -> Result<(), Breach> {
+        let (transfer_tag, lun) = (nop.transfer_tag.get(), nop.lun);
+        match (transfer_tag, lun) {
+            (RESERVED_TAG, NO_LUN) => Ok(()),
+            (RESERVED_TAG, _) => self.answer_soon(Urgent::Acknowledge { lun }),
+            _ => self.answer_soon(Urgent::Pong { transfer_tag, lun }),
+        }
     }
 }
 

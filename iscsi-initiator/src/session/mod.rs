@@ -36,12 +36,19 @@ use negotiate::Negotiation;
 use receive::Receiver;
 use std::collections::VecDeque;
 use std::time::Duration;
-use task::{Kind, ReadBuffer, Stage, Tag, Task, TaskTable};
+use task::{Kind, ReadBuffer, Stage, Tag, Task, TaskTable, TASKS_MAX};
 use thiserror::Error;
 use transmit::Transmitter;
 
 /// Responses acknowledged late at most by this, when nothing else is sent.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_secs(1);
+/// Slots that only the session itself takes: its ping and its logout.
+const OWN_TASKS: usize = 2;
+/// Most SCSI commands of a session, queued ones included: so many task slots remain for pings, text
+/// and task management that a full session is still watched and can be cleared.
+pub const COMMANDS_MAX: usize = TASKS_MAX - 16;
+/// Commands of a session in flight at a time, unless it is told otherwise.
+pub const TASKS_IN_FLIGHT_MAX: usize = 256;
 /// Most bytes of ping data.
 pub const PING_BYTES_MAX: usize = 4096;
 
@@ -214,6 +221,9 @@ pub enum SubmitError {
     /// All task slots are taken.
     #[error("too many tasks")]
     Full,
+    /// A discovery session takes text and a logout.
+    #[error("not in a discovery session")]
+    Discovery,
 }
 
 /// What made a session close, before it is told to the caller.
@@ -335,6 +345,8 @@ pub struct Session {
     text_outstanding: bool,
     /// The target wants a logout, by then.
     logout_by: Option<Instant>,
+    /// SendTargets and logout only (RFC 7143 §13.21).
+    is_discovery: bool,
     /// Most commands in flight that the unit has shown to take.
     depth: Depth,
     /// The target ended the connection and asked for this pause before the next login.
@@ -345,7 +357,11 @@ pub struct Session {
 
 impl Session {
     /// A session whose first login request is ready to be sent.
-    pub fn new(config: SessionConfig, pool: Pool, now: Instant) -> Session {
+    pub fn new(mut config: SessionConfig, pool: Pool, now: Instant) -> Session {
+        let is_discovery = config.login.target_name.is_none();
+        if is_discovery {
+            config.ping_interval = None;
+        }
         let login = Login::new(config.login.clone());
         let first = Serial(config.login.first_cmd_sn);
         let depth = Depth::new(config.tasks_in_flight_max);
@@ -370,6 +386,7 @@ impl Session {
             pings_waiting: VecDeque::new(),
             text_outstanding: false,
             logout_by: None,
+            is_discovery,
             depth,
             time2wait: None,
             last_heard: now,
@@ -395,6 +412,12 @@ impl Session {
                 Phase::Login(_) | Phase::Closed => SubmitError::NotOpen,
                 _ => SubmitError::Leaving,
             });
+        }
+        if self.is_discovery {
+            return Err(SubmitError::Discovery);
+        }
+        if self.tasks.len() >= COMMANDS_MAX {
+            return Err(SubmitError::Full);
         }
         let mut task = Box::new(Task::new(Kind::Scsi, command.lun));
         task.cdb = command.cdb;
@@ -425,9 +448,7 @@ impl Session {
         lun: [u8; 8],
         referenced: Option<Tag>,
     ) -> Result<Tag, SubmitError> {
-        if !matches!(self.phase, Phase::Open | Phase::Draining(_)) {
-            return Err(SubmitError::NotOpen);
-        }
+        self.takes_immediate()?;
         assert_eq!(function == Function::AbortTask, referenced.is_some());
         let kind = Kind::Tmf {
             function: function as u8,
@@ -444,9 +465,7 @@ impl Session {
     /// Pings the target with `bytes` (at most [`PING_BYTES_MAX`]) of data. One ping is outstanding
     /// at a time; others wait.
     pub fn ping(&mut self, now: Instant, bytes: usize) -> Result<Tag, SubmitError> {
-        if !matches!(self.phase, Phase::Open | Phase::Draining(_)) {
-            return Err(SubmitError::NotOpen);
-        }
+        self.takes_immediate()?;
         let bytes = bytes
             .min(PING_BYTES_MAX)
             .min(self.params.max_send_data_segment as usize);
@@ -460,12 +479,25 @@ impl Session {
         Ok(tag)
     }
 
+    fn takes_immediate(&self) -> Result<(), SubmitError> {
+        if !matches!(self.phase, Phase::Open | Phase::Draining(_)) {
+            return Err(SubmitError::NotOpen);
+        }
+        if self.is_discovery {
+            return Err(SubmitError::Discovery);
+        }
+        if self.tasks.len() >= TASKS_MAX - OWN_TASKS {
+            return Err(SubmitError::Full);
+        }
+        Ok(())
+    }
+
     /// Sends a text request and joins the answers. One is outstanding at a time.
     pub fn text(&mut self, text: Vec<u8>) -> Result<Tag, SubmitError> {
         if !matches!(self.phase, Phase::Open) {
             return Err(SubmitError::NotOpen);
         }
-        if self.text_outstanding {
+        if self.text_outstanding || self.tasks.len() >= TASKS_MAX - OWN_TASKS {
             return Err(SubmitError::Full);
         }
         let kind = Kind::Text(Box::new(Negotiation::new(text)));
@@ -489,7 +521,7 @@ impl Session {
             return Err(SubmitError::NotOpen);
         }
         let task = Box::new(Task::new(Kind::Logout, [0; 8]));
-        let tag = self.tasks.insert(task).ok_or(SubmitError::Full)?;
+        let tag = self.tasks.insert(task).expect("a slot is kept for it");
         self.phase = Phase::Draining(tag);
         self.logout_if_drained();
         Ok(tag)
@@ -503,9 +535,8 @@ impl Session {
         if !task.is_scsi() || task.partly {
             return false;
         }
-        match task.stage {
-            Stage::Queued => self.tx.queue.retain(|queued| *queued != tag),
-            Stage::Staged => self.unstage(tag),
+        if task.stage == Stage::Staged {
+            self.unstage(tag);
         }
         self.end(tag, Outcome::Withdrawn);
         true
@@ -528,6 +559,7 @@ impl Session {
             return;
         }
         self.phase = Phase::Closed;
+        self.tx = Transmitter::default();
         let mut tags: Vec<Tag> = self.tasks.iter().map(|task| task.tag).collect();
         tags.sort_unstable_by_key(|tag| tag.slot());
         for tag in tags {
@@ -541,7 +573,6 @@ impl Session {
                 },
             );
         }
-        self.tx = Transmitter::default();
         self.rx.stop();
         self.ping = None;
         self.acknowledge_at = None;
@@ -588,9 +619,8 @@ impl Session {
             .filter(|_| matches!(self.phase, Phase::Open | Phase::Draining(_)));
         if self.ping.is_none() && interval.is_some_and(|i| self.last_heard + i <= now) {
             let task = Box::new(Task::new(Kind::Ping { bytes: 0 }, [0; 8]));
-            if let Some(tag) = self.tasks.insert(task) {
-                self.start_ping(now, tag);
-            }
+            let tag = self.tasks.insert(task);
+            self.start_ping(now, tag.expect("a slot is kept for it"));
         }
         if self.acknowledge_at.is_some_and(|at| at <= now) {
             self.acknowledge_at = None;
@@ -714,12 +744,7 @@ impl Session {
             Phase::Open => self.tasks.insert(Box::new(Task::new(Kind::Logout, [0; 8]))),
             _ => return,
         };
-        match tag {
-            Some(tag) => self.leave(tag, is_own),
-            None => self.close(PathCause::Administrative(
-                "no task slot for the logout asked for",
-            )),
-        }
+        self.leave(tag.expect("a slot is kept for it"), is_own);
     }
 
     /// The target wants a logout by `by`: nothing new is sent, and what waits goes back.
@@ -762,6 +787,10 @@ impl Session {
             if task.expected >= receive::LARGE_READ_BYTES && task.write.is_empty() {
                 self.large_reads -= 1;
             }
+        }
+        // A task of text waits in the queue again between its requests.
+        if task.stage == Stage::Queued {
+            self.tx.queue.retain(|queued| *queued != task.tag);
         }
         if !task.write.is_empty() {
             self.tx.forget(task.tag);

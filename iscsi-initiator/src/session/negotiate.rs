@@ -4,12 +4,13 @@
 //! response before it, until the target says that it is final. Text longer than the target's data
 //! segment goes out in pieces with the C bit; an answer in pieces is joined. What the target
 //! declares takes effect only when the negotiation is over (§7.12): of the keys that live beyond
-//! the login that is MaxRecvDataSegmentLength alone. A proposal that we do not know is answered
-//! NotUnderstood for as long as the target listens.
+//! the login that is MaxRecvDataSegmentLength alone. A proposal is answered for as long as the
+//! target listens: Reject if its key belongs to the login, NotUnderstood if we do not know it.
 
 use super::task::{Stage, Tag};
-use super::transmit::Burst;
+use super::transmit::{segment, Burst};
 use super::{Breach, Outcome, Session};
+use crate::login::keys::is_known;
 use crate::pdu::header::{DataLen, TextRequest, TextResponse};
 use crate::pdu::{flag, opcode, RESERVED_TAG};
 use crate::text::{parse_number, parse_pairs, TextBuilder};
@@ -126,6 +127,7 @@ impl Negotiation {
                     }
                 }
                 _ if matches!(value, "NotUnderstood" | "Irrelevant" | "Reject") => {}
+                _ if is_known(key) => reply.push(key, "Reject"),
                 _ => reply.push(key, "NotUnderstood"),
             }
         }
@@ -171,8 +173,8 @@ impl Session {
                 .tasks
                 .get_mut(burst.tag)
                 .expect("a burst's task is alive");
-            task.unasked_left -= burst.left.div_ceil(before);
-            task.unasked_left += burst.left.div_ceil(len);
+            task.unasked_left -= burst.left.div_ceil(segment(before));
+            task.unasked_left += burst.left.div_ceil(segment(len));
         }
     }
 }

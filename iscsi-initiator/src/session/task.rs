@@ -2,8 +2,9 @@
 //!
 //! A tag is generation ‖ slot, so that a late PDU of an old task is never taken for a new one. A
 //! slot is reused only after the final answer has arrived or the connection is gone. A task that
-//! a task management function concluded leaves its tag behind as *retired*: what still arrives for
-//! it is discarded, while any other unknown tag is a protocol error.
+//! a task management function concluded leaves its tag behind as *retired*, also when its slot is
+//! in use again: what still arrives for it is discarded, while any other unknown tag is a protocol
+//! error.
 
 use super::negotiate::Negotiation;
 use crate::pdu::BHS_BYTES;
@@ -12,11 +13,14 @@ use crate::serial::Serial;
 use blockdev::buf::RUN_BYTES_MAX;
 use blockdev::{BufMut, Instant, IoVec, Pool};
 use smallvec::SmallVec;
+use std::collections::VecDeque;
 use std::io::IoSliceMut;
 
 const SLOT_BITS: u32 = 12;
 /// Most tasks of a session, queued ones included.
 pub const TASKS_MAX: usize = 1 << SLOT_BITS;
+/// Tags that are remembered as retired: all that one function can end.
+const RETIRED_MAX: usize = TASKS_MAX;
 /// Most separate ranges that the data of a READ may be received in where they come in any order.
 const RANGES_MAX: usize = 4096;
 /// Generations end below the tag of the login and never reach ffffffff or 0.
@@ -77,7 +81,7 @@ pub(super) struct Task {
     pub(super) data_sn: u32,
     /// Bytes received.
     pub(super) received: u32,
-    /// Ranges received, sorted; used only where data may come in any order.
+    /// Ranges received, or asked for by R2Ts, sorted; used only where they may come in any order.
     pub(super) ranges: Vec<(u32, u32)>,
     pub(super) r2t_sn: u32,
     pub(super) r2ts_open: u32,
@@ -222,7 +226,6 @@ impl ReadBuffer {
 struct Slot {
     task: Option<Box<Task>>,
     generation: u32,
-    retired: Option<Tag>,
 }
 
 /// The tasks, by slot.
@@ -231,6 +234,8 @@ pub(super) struct TaskTable {
     slots: Vec<Slot>,
     free: Vec<u32>,
     live: usize,
+    /// The last [`RETIRED_MAX`] tags that were retired, oldest first.
+    retired: VecDeque<Tag>,
 }
 
 impl TaskTable {
@@ -250,7 +255,6 @@ impl TaskTable {
         };
         let entry = &mut self.slots[slot];
         entry.generation = entry.generation % GENERATION_MAX + 1;
-        entry.retired = None;
         task.tag = Tag(entry.generation << SLOT_BITS | slot as u32);
         let tag = task.tag;
         assert!(entry.task.is_none(), "a free slot holds a task");
@@ -287,15 +291,16 @@ impl TaskTable {
     /// Ends a task that a task management function concluded.
     pub(super) fn retire(&mut self, tag: Tag) -> Option<Box<Task>> {
         let task = self.remove(tag)?;
-        self.slots[tag.slot()].retired = Some(tag);
+        if self.retired.len() == RETIRED_MAX {
+            self.retired.pop_front();
+        }
+        self.retired.push_back(tag);
         Some(task)
     }
 
-    /// Whether `tag` was retired and its slot is not in use again.
+    /// Whether `tag` was retired, and not so long ago that it is forgotten.
     pub(super) fn is_retired(&self, tag: Tag) -> bool {
-        self.slots
-            .get(tag.slot())
-            .is_some_and(|slot| slot.retired == Some(tag))
+        self.retired.contains(&tag)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Task> {
@@ -333,8 +338,15 @@ mod tests {
         assert_eq!((tags.len(), table.len()), (TASKS_MAX, TASKS_MAX));
         table.retire(tags[7]);
         assert!(table.is_retired(tags[7]) && table.get(tags[7]).is_none());
-        table.insert(task()).expect("room again");
-        assert!(!table.is_retired(tags[7]));
+        let again = table.insert(task()).expect("room again");
+        assert_eq!(again.slot(), tags[7].slot());
+        assert!(table.is_retired(tags[7]) && !table.is_retired(again));
+        table.retire(again);
+        for &tag in tags.iter().filter(|&&tag| tag != tags[7]) {
+            table.retire(tag);
+        }
+        assert!(!table.is_retired(tags[7]), "the oldest is forgotten");
+        assert!(table.is_retired(again) && table.is_retired(tags[0]));
     }
 
     #[test]

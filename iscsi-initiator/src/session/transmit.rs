@@ -23,8 +23,10 @@ use zerocopy::{FromBytes, IntoBytes};
 /// PDUs are built ahead up to this many bytes: one R2T burst of 256 KiB in 8 KiB pieces fits one
 /// vectored write, and little is committed that could still be withdrawn.
 const OUT_BYTES: usize = 288 << 10;
-/// Slices of one vectored write; the system takes at most 1024.
+/// Slices of one vectored write …
 const SLICES_MAX: usize = 512;
+/// … unless a single PDU has more; the system takes at most so many (IOV_MAX).
+const SYSTEM_SLICES_MAX: usize = 1024;
 /// Where CmdSN lies in every request that has one.
 const CMD_SN_AT: usize = 24;
 /// Where TotalAHSLength lies.
@@ -182,6 +184,12 @@ pub(super) struct Transmitter {
 }
 
 impl Transmitter {
+    /// Whether data of a write are still to be sent.
+    pub(super) fn has_data(&self, tag: Tag) -> bool {
+        let owned = |out: &Out| matches!(out.owner, Owner::Solicited(t) | Owner::Unsolicited(t) if t == tag);
+        self.bursts.iter().any(|burst| burst.tag == tag) || self.out.iter().any(owned)
+    }
+
     /// A write ended: nothing more is sent for it, but a PDU that has begun is finished.
     pub(super) fn forget(&mut self, tag: Tag) {
         self.bursts.retain(|burst| burst.tag != tag);
@@ -208,6 +216,7 @@ impl Session {
             }
             out.slices(&mut slices);
         }
+        slices.truncate(SYSTEM_SLICES_MAX);
         slices
     }
 
@@ -459,8 +468,11 @@ impl Session {
         };
         let data = task.write.slice(..immediate as usize);
         task.fetched = immediate + unsolicited;
+        if task.fetched > 0 && !params.data_sequence_in_order {
+            task.ranges.push((0, task.fetched));
+        }
         if unsolicited > 0 {
-            task.unasked_left += unsolicited.div_ceil(params.max_send_data_segment);
+            task.unasked_left += unsolicited.div_ceil(segment(params.max_send_data_segment));
             self.tx.bursts.push_back(Burst {
                 tag,
                 transfer_tag: None,
@@ -490,7 +502,7 @@ impl Session {
             .tasks
             .get_mut(burst.tag)
             .expect("a burst's task is alive");
-        let len = burst.left.min(self.params.max_send_data_segment);
+        let len = burst.left.min(segment(self.params.max_send_data_segment));
         let from = burst.offset as usize;
         let data = task.write.slice(from..from + len as usize);
         let is_last = len == burst.left;
@@ -537,12 +549,18 @@ fn extended_cdb(rest: &[u8]) -> Vec<u8> {
     ahs
 }
 
+/// Bytes of a data segment where the target takes `max`: whole words, so that none but the last of a
+/// sequence is padded (RFC 7143 §11.7, a SHOULD).
+pub(super) fn segment(max: u32) -> u32 {
+    max & !3
+}
+
 /// Immediate and unsolicited bytes of a write of `expected` bytes (RFC 7143 §4.2.5.2): if any
 /// Data-Out goes unasked, both together are exactly min(FirstBurstLength, expected).
 fn unasked_data(params: &Params, expected: u32) -> (u32, u32) {
     let first = params.first_burst.min(expected);
     let immediate = match params.immediate_data {
-        true => first.min(params.max_send_data_segment),
+        true => first.min(segment(params.max_send_data_segment)),
         false => 0,
     };
     let unsolicited = if params.initial_r2t {

@@ -76,6 +76,40 @@ fn discovery_session_requests_limited() {
     assert_eq!((sent.len(), sent[0].opcode()), (1, opcode::LOGOUT_REQUEST));
 }
 
+/// §13.21: neither silence nor unacknowledged answers nor a request of the target makes a discovery
+/// session send anything but text and a logout.
+#[test]
+fn discovery_session_neither_pings_nor_acknowledges() {
+    let (_, mut peer) = discovery();
+    let text = peer.session.text(b"SendTargets=All\0".to_vec());
+    let itt = peer.next().generic().task_tag;
+    let message = peer.async_message(4);
+    peer.send(message, b"");
+    for _ in 0..10 {
+        peer.now = peer.now + Duration::from_secs(1);
+        peer.session.handle_timeout(peer.now);
+        assert!(peer.all().is_empty());
+    }
+    assert_eq!(peer.session.poll_timeout(), None);
+    assert_eq!(peer.session.ping(peer.now, 0), Err(SubmitError::Discovery));
+    let reset = peer.session.manage(Function::LunReset, LUN, None);
+    assert_eq!(reset, Err(SubmitError::Discovery));
+    let command = Command {
+        lun: LUN,
+        cdb: [0; 16],
+        transfer: Transfer::None,
+        attribute: Attribute::Simple,
+    };
+    assert_eq!(peer.session.submit(command), Err(SubmitError::Discovery));
+    let answer = peer.text_response(itt, u32::MAX);
+    peer.send(answer, b"TargetName=iqn.a\0");
+    let done = (
+        text.expect("open"),
+        Outcome::Text(b"TargetName=iqn.a\0".to_vec()),
+    );
+    assert_eq!(peer.outcomes(), [done]);
+}
+
 /// A login through both stages: its requests, what it yielded, and the session.
 fn both_stages() -> (Vec<peer::Sent>, iscsi_initiator::login::LoggedIn, Peer) {
     let mut peer = Peer::new(config(Offer::default()));

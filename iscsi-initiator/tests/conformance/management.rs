@@ -59,6 +59,91 @@ fn late_responses_discarded() {
     assert!(peer.session.is_open() && peer.outcomes().is_empty() && peer.all().is_empty());
 }
 
+/// The same when the slot of the task is in use again: istgt answers every function at once and the
+/// commands whenever its disk is done.
+#[test]
+fn late_responses_discarded_after_new_commands() {
+    let mut peer = plain();
+    let (_, command, request) = aborted_read(&mut peer);
+    let response = peer.tmf_response(request.task_tag, 0);
+    peer.send(response, b"");
+    peer.events();
+    let new: Vec<Tag> = (0..4).map(|_| peer.read(512)).collect();
+    peer.all();
+    let tag = command.generic().task_tag;
+    let late = peer.data_in(tag, 0, 0);
+    peer.send(late, &bytes(512));
+    let late = peer.scsi_response(tag);
+    peer.send(late, b"");
+    assert!(peer.session.is_open() && peer.outcomes().is_empty());
+    assert!(new.iter().all(|&tag| peer.session.progress(tag).is_some()));
+}
+
+/// §11.5.1: ABORT TASK refers to a task that was sent. Of one that was not, the answer ends it all
+/// the same, and nothing of it is left behind.
+#[test]
+fn abort_task_of_a_queued_command_leaves_nothing_behind() {
+    let mut peer = Peer::new(config(Offer::default()));
+    peer.max_cmd_sn = FIRST_CMD_SN.wrapping_sub(1);
+    peer.log_in(b"InitialR2T=Yes\0ImmediateData=No\0");
+    peer.events();
+    let read = peer.read(512);
+    assert!(peer.all().is_empty(), "the window is closed");
+    let abort = peer.session.manage(Function::AbortTask, LUN, Some(read));
+    let request: TmfRequest = peer.next().as_();
+    peer.open_window(FIRST_CMD_SN, 8);
+    let answer = peer.tmf_response(request.task_tag, 0);
+    peer.send(answer, b"");
+    let ended: Vec<Tag> = peer.outcomes().into_iter().map(|(tag, _)| tag).collect();
+    assert_eq!(ended, [read, abort.expect("open")]);
+    assert!(peer.all().is_empty());
+}
+
+/// A session that is full of commands is still watched, and can still be cleared.
+#[test]
+fn a_full_session_has_room_for_a_ping_and_a_reset() {
+    let mut peer = plain();
+    let command = Command {
+        lun: LUN,
+        cdb: [0; 16],
+        transfer: Transfer::None,
+        attribute: Attribute::Simple,
+    };
+    let mut taken = 0;
+    while peer.session.submit(command.clone()).is_ok() {
+        taken += 1;
+    }
+    assert_eq!(taken, iscsi_initiator::session::COMMANDS_MAX);
+    while peer.session.ping(peer.now, 0).is_ok() {}
+    let due = peer.session.poll_timeout().expect("a timer");
+    assert!(due > peer.now);
+    for _ in 0..3 {
+        let Some(due) = peer.session.poll_timeout() else {
+            break;
+        };
+        peer.now = peer.now.max(due);
+        peer.session.handle_timeout(peer.now);
+        assert!(
+            peer.session
+                .poll_timeout()
+                .is_none_or(|next| next > peer.now),
+            "no busy loop"
+        );
+    }
+    assert!(peer.session.is_closed(), "silence is noticed");
+    // Nobody pings: the session does.
+    let mut peer = plain();
+    while peer.session.submit(command.clone()).is_ok() {}
+    while peer.session.manage(Function::LunReset, LUN, None).is_ok() {}
+    peer.now = peer.session.poll_timeout().expect("a timer");
+    peer.session.handle_timeout(peer.now);
+    assert!(peer
+        .session
+        .poll_timeout()
+        .is_some_and(|next| next > peer.now));
+    assert!(peer.session.logout().is_ok());
+}
+
 /// §11.5.4
 #[test]
 fn tmf_referenced_tag_ffffffff_otherwise() {
@@ -264,6 +349,45 @@ fn tmf_fastabort_stops_data_out() {
     let answer = peer.tmf_response(sent[sent.len() - 1].generic().task_tag, 5);
     peer.send(answer, b"");
     peer.broke_with("FastAbort");
+}
+
+/// §11.17.1: a function that was never looked at ends its tasks no more than one that was refused.
+#[test]
+fn tmf_fastabort_rejected_as_refused() {
+    let mut peer = fast_abort();
+    peer.write(&bytes(8192));
+    peer.next();
+    let reset = peer.session.manage(Function::LunReset, LUN, None);
+    reset.expect("open");
+    let header = peer.next().header;
+    let reject = peer.reject(6);
+    peer.send(reject, &header);
+    peer.broke_with("FastAbort");
+}
+
+/// §11.9.1, event 5, for a command that waits for the socket: the target has never seen it, will
+/// execute it, and its answer is awaited.
+#[test]
+fn async_task_termination_spares_what_was_not_sent() {
+    let mut peer = fast_abort();
+    let write = peer.write(&bytes(512));
+    peer.session.transmit();
+    let message = AsyncMessage {
+        lun: LUN,
+        ..peer.async_message(5)
+    };
+    peer.send(message, b"");
+    assert!(peer.outcomes().is_empty());
+    let sent = peer.all();
+    assert_eq!(sent[0].opcode(), opcode::SCSI_COMMAND);
+    let itt = sent[0].generic().task_tag;
+    let r2t = peer.r2t(itt, 0, 0, 512);
+    peer.send(r2t, b"");
+    assert_eq!(peer.next().data.len(), 512);
+    let response = peer.scsi_response(itt);
+    peer.send(response, b"");
+    let outcomes = peer.outcomes();
+    assert_eq!((outcomes[0].0, status_of(&outcomes[0].1)), (write, 0));
 }
 
 /// §11.9.1, event 5

@@ -132,9 +132,11 @@ fn zero_length_data_in_accepted() {
 fn residual_under_over() {
     let short = read_with_residual(flag::UNDERFLOW, 512, 512);
     assert_eq!(good(&short).len(), 512);
-    let long = read_with_residual(flag::OVERFLOW, 512, 1024);
-    assert_eq!(good(&long).len(), 1024);
+    let none_over = read_with_residual(flag::OVERFLOW, 0, 1024);
+    assert_eq!(good(&none_over).len(), 1024);
     for (flags, residual, len) in [
+        (flag::OVERFLOW, 512, 1024),
+        (flag::OVERFLOW, 28_672, 1024),
         (0, 0, 512),
         (flag::UNDERFLOW, 512, 1024),
         (flag::UNDERFLOW, 9999, 0),
@@ -142,6 +144,68 @@ fn residual_under_over() {
     ] {
         let outcome = read_with_residual(flags, residual, len);
         assert!(matches!(outcome, Outcome::Bad(_)), "{outcome:?}");
+    }
+}
+
+/// §11.4.5.1, SBC-3 §4.7: a unit with more bytes in a block than we believe says so by O; the blocks
+/// are of another place then. Parameter data may well be longer than what was asked for.
+#[test]
+fn residual_overflow_of_blocks_is_no_success() {
+    let mut peer = plain();
+    peer.write(&bytes(512));
+    let tag = peer.next().generic().task_tag;
+    let r2t = peer.r2t(tag, 0, 0, 512);
+    peer.send(r2t, b"");
+    peer.all();
+    let over = |response| ScsiResponse {
+        flags: flag::FINAL | flag::OVERFLOW,
+        residual: U32::new(3584),
+        ..response
+    };
+    let response = over(peer.scsi_response(tag));
+    peer.send(response, b"");
+    let outcome = peer.outcomes().pop().expect("one outcome").1;
+    assert!(matches!(outcome, Outcome::Bad(_)), "{outcome:?}");
+    let inquiry = Command {
+        lun: LUN,
+        cdb: iscsi_initiator::scsi::cdb::inquiry(None, 96),
+        transfer: Transfer::Read(96),
+        attribute: Attribute::Simple,
+    };
+    peer.session.submit(inquiry).expect("open");
+    let tag = peer.next().generic().task_tag;
+    let data = peer.data_in(tag, 0, 0);
+    peer.send(data, &bytes(96));
+    let response = over(peer.scsi_response(tag));
+    peer.send(response, b"");
+    assert_eq!(good(&peer.outcomes()[0].1).len(), 96);
+}
+
+/// §11.4.5.1 with data in any order: bytes that never came are not handed up, whatever the sum says.
+#[test]
+fn a_hole_is_not_an_underflow() {
+    let offer = Offer {
+        data_pdu_in_order: false,
+        data_sequence_in_order: false,
+        ..Offer::default()
+    };
+    for from in [0, 512] {
+        let mut peer = Peer::logged_in(
+            offer.clone(),
+            b"DataPDUInOrder=No\0DataSequenceInOrder=No\0",
+        );
+        peer.read(1024);
+        let tag = peer.next().generic().task_tag;
+        let data = peer.data_in(tag, 0, from);
+        peer.send(data, &bytes(512));
+        let response = ScsiResponse {
+            flags: flag::FINAL | flag::UNDERFLOW,
+            residual: U32::new(512),
+            ..peer.scsi_response(tag)
+        };
+        peer.send(response, b"");
+        let outcome = peer.outcomes().pop().expect("one outcome").1;
+        assert_eq!(matches!(outcome, Outcome::Bad(_)), from > 0, "{outcome:?}");
     }
 }
 

@@ -120,6 +120,16 @@ fn parameters_take_effect_only_after_negotiation() {
     );
     let reply = peer.next();
     assert_eq!(reply.data, b"X-new=NotUnderstood\0");
+    // §6.2: what RFC 7143 defines is understood, and refused where it does not belong.
+    let propose = peer.text_response(itt, 4);
+    peer.send(
+        propose,
+        b"HeaderDigest=CRC32C\0MaxBurstLength=512\0IFMarker=Yes\0SessionType=Normal\0",
+    );
+    let reply = peer.next();
+    let wanted: &[u8] =
+        b"HeaderDigest=Reject\0MaxBurstLength=Reject\0IFMarker=Reject\0SessionType=Reject\0";
+    assert_eq!(reply.data, wanted);
     assert_eq!(peer.session.params().max_send_data_segment, 8192);
     let last = peer.text_response(itt, u32::MAX);
     peer.send(last, b"");

@@ -268,6 +268,60 @@ fn reject_reasons() {
     }
 }
 
+/// §11.17.1: 06 of a NOP-Out that is no ping of ours. An answer goes out again, a mere
+/// acknowledgement need not; the session goes on.
+#[test]
+fn reject_06_of_an_answer_repeats_it() {
+    let mut peer = plain();
+    let ping = NopIn {
+        lun: LUN,
+        ..peer.nop_in(u32::MAX, 42)
+    };
+    peer.send(ping, b"");
+    let answer = peer.next();
+    let reject = peer.reject(6);
+    peer.send(reject, &answer.header);
+    let again = peer.next();
+    assert_eq!(again.generic().transfer_tag.get(), 42);
+    assert_eq!(
+        (again.generic().task_tag.get(), again.generic().lun),
+        (u32::MAX, LUN)
+    );
+    assert_eq!(
+        again.generic().exp_sn.get(),
+        peer.stat_sn,
+        "the reject is acknowledged"
+    );
+
+    peer.now = peer.session.poll_timeout().expect("an acknowledgement");
+    let message = peer.async_message(200);
+    peer.send(message, b"");
+    let due = peer.session.poll_timeout().expect("an acknowledgement");
+    peer.session.handle_timeout(due);
+    let acknowledgement = peer.next();
+    assert_eq!(acknowledgement.generic().transfer_tag.get(), u32::MAX);
+    let reject = peer.reject(6);
+    peer.send(reject, &acknowledgement.header);
+    assert!(peer.session.is_open() && peer.all().is_empty());
+}
+
+/// §11.17.1: 06 of a ping; the next one that waits takes its place.
+#[test]
+fn reject_06_of_a_ping_lets_the_next_go() {
+    let mut peer = plain();
+    let first = peer.session.ping(peer.now, 0).expect("open");
+    let second = peer.session.ping(peer.now, 0).expect("open");
+    let header = peer.next().header;
+    assert!(peer.all().is_empty(), "one at a time");
+    let reject = peer.reject(6);
+    peer.send(reject, &header);
+    assert_eq!(peer.outcomes(), [(first, Outcome::Rejected(6))]);
+    let itt = peer.next().generic().task_tag;
+    let pong = peer.nop_in(itt.get(), u32::MAX);
+    peer.send(pong, b"");
+    assert_eq!(peer.outcomes(), [(second, Outcome::Pong(true))]);
+}
+
 /// §11.17.1: a negotiation that the target takes for failed.
 #[test]
 fn reject_0b_closes() {

@@ -316,3 +316,132 @@ fn new_segment_length_recounts_unsolicited_data() {
     let now = peer.now;
     assert_eq!(peer.session.progress(write), Some(Progress::Wholly(now)));
 }
+
+/// §4.2.5.2: GOOD is true only when all the data have left: here they wait for the socket, at first
+/// what goes unasked, then what was asked for.
+#[test]
+fn good_status_before_the_data_left() {
+    for keys in [
+        &b"InitialR2T=No\0ImmediateData=No\0FirstBurstLength=65536\0"[..],
+        b"InitialR2T=Yes\0ImmediateData=No\0",
+    ] {
+        for is_early in [true, false] {
+            let mut peer = Peer::logged_in(Offer::default(), keys);
+            peer.write(&bytes(4096));
+            // The socket takes the command alone.
+            let offered = peer.session.transmit().len();
+            let header = peer.session.transmit()[0].to_vec();
+            assert!(offered >= 1 && header.len() == 48);
+            let tag = U32::new(u32::from_be_bytes([
+                header[16], header[17], header[18], header[19],
+            ]));
+            peer.session.transmitted(peer.now, 48);
+            if keys.starts_with(b"InitialR2T=Yes") {
+                let r2t = peer.r2t(tag, 0, 0, 4096);
+                peer.send(r2t, b"");
+                peer.session.transmit();
+            }
+            if !is_early {
+                peer.all();
+            }
+            let response = peer.scsi_response(tag);
+            peer.send(response, b"");
+            let outcome = peer.outcomes().pop().expect("one outcome").1;
+            assert_eq!(matches!(outcome, Outcome::Bad(_)), is_early, "{outcome:?}");
+        }
+    }
+}
+
+/// §13.19: with DataSequenceInOrder=Yes each R2T goes on where the one before ended; without it they
+/// must not overlap.
+#[test]
+fn r2ts_ask_for_every_byte_once() {
+    for (offset, what) in [(0, "R2T"), (1024, "R2T"), (512, "")] {
+        let mut peer = plain();
+        peer.write(&bytes(2048));
+        let tag = peer.next().generic().task_tag;
+        let r2t = peer.r2t(tag, 0, 0, 512);
+        peer.send(r2t, b"");
+        peer.all();
+        let r2t = peer.r2t(tag, 1, offset, 512);
+        peer.send(r2t, b"");
+        match what {
+            "" => assert!(peer.session.is_open()),
+            _ => peer.broke_with(what),
+        }
+    }
+    let offer = Offer {
+        data_sequence_in_order: false,
+        ..Offer::default()
+    };
+    for (offset, is_legal) in [(1536, true), (256, false), (0, false)] {
+        let keys =
+            b"InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=512\0DataSequenceInOrder=No\0";
+        let mut peer = Peer::logged_in(offer.clone(), keys);
+        peer.write(&bytes(2048));
+        let tag = peer.next().generic().task_tag;
+        let r2t = peer.r2t(tag, 0, offset, 512);
+        peer.send(r2t, b"");
+        assert_eq!(peer.session.is_open(), is_legal, "{offset}");
+    }
+}
+
+/// The system takes 1024 slices of a vectored write: more of one PDU go out in several.
+#[test]
+fn a_write_of_many_fragments_goes_out_in_pieces() {
+    let mut peer = Peer::logged_in(
+        Offer::default(),
+        b"InitialR2T=Yes\0ImmediateData=Yes\0MaxRecvDataSegmentLength=16777215\0\
+          FirstBurstLength=262144\0",
+    );
+    let part = peer.pool.copy_now(&bytes(128));
+    let mut data = blockdev::IoVec::new();
+    for _ in 0..1500 {
+        part.bufs().iter().cloned().for_each(|buf| data.push(buf));
+    }
+    let command = Command {
+        lun: LUN,
+        cdb: iscsi_initiator::scsi::cdb::write_16(0, 375, false),
+        transfer: Transfer::Write(data),
+        attribute: Attribute::Simple,
+    };
+    peer.session.submit(command).expect("open");
+    assert!(peer.session.transmit().len() <= 1024);
+    let sent = peer.all();
+    assert_eq!((sent.len(), sent[0].data.len()), (1, 1500 * 128));
+    assert_eq!(sent[0].data[..128], bytes(128));
+}
+
+/// §11.7.5: none but the last Data-Out of a sequence is padded, also to a target whose
+/// MaxRecvDataSegmentLength is no multiple of four.
+#[test]
+fn data_segments_are_whole_words() {
+    for segment in [513, 1022, 1023] {
+        let keys = format!(
+            "InitialR2T=No\0ImmediateData=Yes\0FirstBurstLength=4096\0MaxRecvDataSegmentLength={segment}\0"
+        );
+        let mut peer = Peer::logged_in(Offer::default(), keys.as_bytes());
+        let tag = peer.write(&bytes(8192));
+        let sent = peer.all();
+        let itt = sent[0].generic().task_tag;
+        let (last, others) = sent.split_last().expect("data");
+        assert!(
+            others.iter().all(|pdu| pdu.data.len() % 4 == 0),
+            "{segment}"
+        );
+        let total: usize = sent.iter().map(|pdu| pdu.data.len()).sum();
+        assert_eq!((total, last.header[1] & 0x80), (4096, 0x80));
+        assert!(matches!(
+            peer.session.progress(tag),
+            Some(Progress::Wholly(_))
+        ));
+        let r2t = peer.r2t(itt, 0, 4096, 4096);
+        peer.send(r2t, b"");
+        let sent = peer.all();
+        let (_, others) = sent.split_last().expect("data");
+        assert!(
+            others.iter().all(|pdu| pdu.data.len() % 4 == 0),
+            "{segment}"
+        );
+    }
+}

@@ -12,7 +12,7 @@ use crate::login::keys::Offer;
 use crate::login::{LoggedIn, LoginConfig, LoginFailure};
 use crate::name::Portal;
 use crate::net::Net;
-use crate::session::SessionConfig;
+use crate::session::{SessionConfig, TASKS_IN_FLIGHT_MAX};
 use blockdev::path::Isid;
 use blockdev::{Instant, Pool, Rt};
 use std::cell::RefCell;
@@ -46,6 +46,8 @@ pub struct Initiator {
     pub ping_interval: Option<Duration>,
     /// A ping may take so long.
     pub ping_timeout: Duration,
+    /// Most commands of a session sent and unanswered at a time; the rest waits inside.
+    pub tasks_in_flight_max: usize,
 }
 
 /// Where a session goes.
@@ -83,6 +85,7 @@ impl Initiator {
             offer: Offer::default(),
             ping_interval: Some(Duration::from_secs(5)),
             ping_timeout: Duration::from_secs(5),
+            tasks_in_flight_max: TASKS_IN_FLIGHT_MAX,
         }
     }
 
@@ -135,6 +138,7 @@ impl Initiator {
             let config = SessionConfig {
                 ping_interval: self.ping_interval,
                 ping_timeout: self.ping_timeout,
+                tasks_in_flight_max: self.tasks_in_flight_max,
                 ..SessionConfig::new(self.login_config(to, chap.clone()))
             };
             let way = (portal, to.source);

@@ -9,12 +9,13 @@ mod verify;
 
 use crate::establish::Initiator;
 use crate::path::{IscsiPort, IscsiSession, PortConfig};
+use crate::session::COMMANDS_MAX;
 use blockdev::completion::{pair, Abandoned};
 use blockdev::latency::{Histogram, Latencies};
 use blockdev::path::{Command, CommandError, LoginAs, LoginError, PathSession};
-use blockdev::{Durability, Instant, IoCtx, IoVec, Pool, Rt, Sector, SECTOR_BYTES};
+use blockdev::{Durability, Instant, IoCtx, IoVec, PathCause, Pool, Rt, Sector, SECTOR_BYTES};
 use nix::sys::resource::{getrusage, UsageWho};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
@@ -28,7 +29,24 @@ pub trait Load: 'static {
 
     /// Writes `data` at `at`.
     fn write(&self, at: Sector, data: IoVec) -> impl Future<Output = Result<(), LoadError>>;
+
+    /// What offsets and sizes are multiples of, in bytes.
+    fn logical_block_bytes(&self) -> u32 {
+        SECTOR_BYTES as u32
+    }
+
+    /// An I/O was not answered for [`UNANSWERED_MAX`]: ends all that are in flight with an error.
+    /// A load with time limits of its own has nothing to do.
+    fn abandon(&self) {}
 }
+
+/// A load that has no time limits of its own may leave an I/O unanswered for so long.
+pub const UNANSWERED_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked for such I/Os.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Pause of a worker after an I/O that failed: errors that come at once must not keep the sessions
+/// from their work, nor fill the trace.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(1);
 
 /// An I/O that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -262,6 +280,8 @@ struct Run<L> {
     pool: Pool,
     start: Instant,
     state: RefCell<State>,
+    /// Of each worker, when the I/O it waits for began.
+    begun: Vec<Cell<Option<Instant>>>,
 }
 
 struct Ended;
@@ -283,7 +303,12 @@ pub async fn run<L: Load>(
     device_bytes: u64,
     config: BenchConfig,
 ) -> Result<Report, BenchError> {
-    let blocks = region(&config, device_bytes)?;
+    let logical = loads.iter().map(Load::logical_block_bytes).max();
+    let blocks = region(
+        &config,
+        device_bytes,
+        logical.unwrap_or(SECTOR_BYTES as u32),
+    )?;
     let start = rt.now();
     let verify = (config.mode == Mode::Verify).then(|| Blocks::new(config.seed, blocks));
     let blocks = verify.as_ref().map_or(blocks, Blocks::len);
@@ -313,38 +338,48 @@ pub async fn run<L: Load>(
         pool: pool.clone(),
         blocks,
         start,
+        begun: vec![Cell::default(); loads.len() * config.iodepth],
         loads,
         state: RefCell::new(state),
         config,
     });
     let cpu = cpu_now();
-    let workers: Vec<_> = (0..run.loads.len() * run.config.iodepth)
+    let workers: Vec<_> = (0..run.begun.len())
         .map(|index| {
             let (promise, ended) = pair::<Ended>();
             let run = run.clone();
             rt.spawn(async move {
-                run.work(index % run.loads.len()).await;
+                run.work(index).await;
                 promise.complete(Ended);
             });
             ended
         })
         .collect();
-    for worker in workers {
-        worker.await;
-    }
-    if run.config.mode == Mode::Verify {
-        run.read_all_back().await;
-    }
+    let all = async {
+        for worker in workers {
+            worker.await;
+        }
+        if run.config.mode == Mode::Verify {
+            run.read_all_back().await;
+        }
+    };
+    run.watched(all).await;
     Ok(run.report(cpu))
 }
 
 /// Blocks of the region.
-fn region(config: &BenchConfig, device_bytes: u64) -> Result<u64, BenchError> {
+fn region(
+    config: &BenchConfig,
+    device_bytes: u64,
+    logical_block_bytes: u32,
+) -> Result<u64, BenchError> {
     let bs = u64::from(config.block_bytes);
+    let logical = u64::from(logical_block_bytes);
     let bad = |text: String| Err(BenchError::Range(text));
-    if bs == 0 || bs % SECTOR_BYTES != 0 || config.offset_bytes % SECTOR_BYTES != 0 {
+    if bs == 0 || bs % logical != 0 || config.offset_bytes % logical != 0 {
         return bad(format!(
-            "block size {bs} and offset must be multiples of 512"
+            "block size {bs} and offset {} must be multiples of the logical block of {logical} bytes",
+            config.offset_bytes
         ));
     }
     if config.iodepth == 0 {
@@ -363,12 +398,35 @@ fn region(config: &BenchConfig, device_bytes: u64) -> Result<u64, BenchError> {
 }
 
 impl<L: Load> Run<L> {
-    async fn work(&self, load: usize) {
+    async fn work(&self, worker: usize) {
         while let Some(io) = self.next() {
-            if self.once(load, io).await {
+            if self.once(worker, io).await {
                 return;
             }
         }
+    }
+
+    /// Runs `work` to its end, which a target that never answers cannot keep from coming.
+    async fn watched(&self, work: impl Future<Output = ()>) {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let look_at = self.rt.now() + LOOK_EVERY;
+            if self.rt.by(look_at, work.as_mut()).await.is_ok() {
+                return;
+            }
+            let now = self.rt.now();
+            for (worker, begun) in self.begun.iter().enumerate() {
+                let begun = begun.get();
+                if begun.is_some_and(|begun| begun + UNANSWERED_MAX <= now) {
+                    self.load(worker).abandon();
+                }
+            }
+        }
+    }
+
+    /// The load of a worker.
+    fn load(&self, worker: usize) -> &L {
+        &self.loads[worker % self.loads.len()]
     }
 
     /// The next I/O; `None` when time or size is used up.
@@ -406,10 +464,20 @@ impl<L: Load> Run<L> {
     }
 
     /// One I/O; `true` if the worker is to end.
-    async fn once(&self, load: usize, io: Io) -> bool {
-        let load = &self.loads[load];
-        let bytes = self.config.block_bytes;
+    async fn once(&self, worker: usize, io: Io) -> bool {
         let begun = self.rt.now();
+        self.begun[worker].set(Some(begun));
+        let (has_failed, ends) = self.try_once(self.load(worker), io, begun).await;
+        self.begun[worker].set(None);
+        if has_failed && !ends {
+            self.rt.sleep(PAUSE_AFTER_ERROR).await;
+        }
+        ends
+    }
+
+    /// One I/O; whether it failed, and whether no other will succeed.
+    async fn try_once(&self, load: &L, io: Io, begun: Instant) -> (bool, bool) {
+        let bytes = self.config.block_bytes;
         let (block, result) =
             match io {
                 Io::Read { block } => (
@@ -465,7 +533,7 @@ impl<L: Load> Run<L> {
                 error,
             });
         }
-        ends
+        (result.is_err(), ends)
     }
 
     /// Reads every block that was written, in order.
@@ -479,8 +547,9 @@ impl<L: Load> Run<L> {
             };
             let Some(block) = block else { return };
             next = block + 1;
-            let load = block as usize % self.loads.len();
-            if self.once(load, Io::Read { block }).await {
+            // Workers have ended; their places are those of the loads.
+            let worker = block as usize % self.loads.len();
+            if self.once(worker, Io::Read { block }).await {
                 return;
             }
         }
@@ -546,11 +615,19 @@ impl Load for Rc<IscsiSession> {
         let (_, done) = self.submit(write, IoCtx::foreground());
         done.await.map(|_| ()).map_err(load_error)
     }
+
+    fn logical_block_bytes(&self) -> u32 {
+        self.identity().geometry.logical_block_bytes
+    }
+
+    fn abandon(&self) {
+        self.abort(PathCause::Administrative("a command was not answered"));
+    }
 }
 
 fn load_error(error: CommandError) -> LoadError {
     LoadError {
-        is_final: matches!(error, CommandError::Lost { .. }),
+        is_final: matches!(error, CommandError::Lost { .. } | CommandError::Withdrawn),
         text: error.to_string(),
     }
 }
@@ -566,6 +643,16 @@ pub async fn run_iscsi(
     config: BenchConfig,
     deadline: Instant,
 ) -> Result<Report, BenchError> {
+    if config.iodepth > COMMANDS_MAX {
+        return Err(BenchError::Range(format!(
+            "iodepth {}: a session takes at most {COMMANDS_MAX} commands",
+            config.iodepth
+        )));
+    }
+    let initiator = Initiator {
+        tasks_in_flight_max: config.iodepth.max(initiator.tasks_in_flight_max),
+        ..initiator.clone()
+    };
     let mut open = Vec::new();
     for shard in 0..sessions.max(1) {
         let config = PortConfig {

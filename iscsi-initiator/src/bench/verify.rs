@@ -8,7 +8,7 @@ use blockdev::IoVec;
 
 /// Blocks tracked at most, 8 bytes each.
 const BLOCKS_MAX: u64 = 1 << 24;
-/// Tries to find a block that is not busy.
+/// Tries at random to find a block that is not busy, before the next one in order is looked for.
 const TRIES_MAX: u32 = 64;
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -46,7 +46,12 @@ impl Blocks {
             }
             at = dice.below(self.blocks.len() as u64);
         }
-        None
+        let len = self.blocks.len();
+        let mut rest = (0..len).map(|step| (wanted as usize + step) % len);
+        let at = rest.find(|&at| !self.blocks[at].is_busy && !self.blocks[at].is_unknown)?;
+        let block = &mut self.blocks[at];
+        block.is_busy = true;
+        Some((at as u64, is_read && block.generation > 0))
     }
 
     /// What the next write of `block` puts there.
@@ -127,5 +132,15 @@ mod tests {
         assert!(!blocks.done(2, 4096, Some(&other)), "another seed");
         blocks.failed(2, true);
         assert_eq!(blocks.next_written(0), None, "unknown");
+    }
+
+    #[test]
+    fn the_last_free_block_is_found() {
+        let mut blocks = Blocks::new(7, 1000);
+        let taken: Vec<u64> = std::iter::from_fn(|| Some(blocks.take(5, false)?.0)).collect();
+        assert_eq!(taken.len(), 1000);
+        blocks.failed(777, false);
+        assert_eq!(blocks.take(5, false), Some((777, false)));
+        assert_eq!(blocks.take(5, false), None, "all are busy");
     }
 }

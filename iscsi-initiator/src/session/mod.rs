@@ -73,7 +73,7 @@ impl SessionConfig {
     pub fn new(login: LoginConfig) -> SessionConfig {
         SessionConfig {
             login,
-            tasks_in_flight_max: 256,
+            tasks_in_flight_max: TASKS_IN_FLIGHT_MAX,
             ping_interval: Some(Duration::from_secs(5)),
             ping_timeout: Duration::from_secs(5),
         }

@@ -39,7 +39,8 @@ const MAGIC: &[u8; 8] = b"ANTLCLM1";
 const VERSION: u32 = 1;
 const NAME_BYTES_MAX: usize = 224;
 const ISIDS_AT: usize = 296;
-const ISIDS_MAX: usize = (SLOT_BYTES - 4 - ISIDS_AT) / 6;
+/// ISIDs that a claim has room for: the paths of one array, all legs and spares together.
+pub const ISIDS_MAX: usize = (SLOT_BYTES - 4 - ISIDS_AT) / 6;
 
 /// How often an owner refreshes its claim.
 pub const REFRESH: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ pub struct Owner {
     pub node: Uuid,
     /// iSCSI name under which it logs in, at most 224 bytes.
     pub initiator_name: String,
-    /// ISIDs of every session that may write, at most 632.
+    /// ISIDs of every session that may write, at most [`ISIDS_MAX`].
     pub isids: Vec<Isid>,
 }
 

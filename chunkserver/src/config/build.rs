@@ -21,6 +21,7 @@ use super::suggest::nearest;
 use super::types::*;
 use super::unit_rules::UnitRules;
 use super::value::{show_size, Value};
+use raid::claim::ISIDS_MAX;
 
 /// iSCSI's port (IANA).
 const ISCSI_PORT: u16 = 3260;
@@ -516,6 +517,19 @@ impl Builder<'_> {
                     };
                     self.errors.push(section.problem(key, text));
                 }
+            }
+            let of_volume = |device: &&Section| {
+                let mut all = legs.iter().chain(&spares);
+                name_of(device).is_some_and(|name| all.any(|leg| leg == name))
+            };
+            let own = devices.iter().filter(of_volume);
+            let paths: usize = own.map(|device| device.list("portals").len()).sum();
+            if paths > ISIDS_MAX {
+                let text = format!(
+                    "volume {name:?} has {paths} paths; its claim has room for {ISIDS_MAX}: give its devices \
+                     fewer portals"
+                );
+                self.errors.push(section.problem("name", text));
             }
             let state = match full.text("state") {
                 "removing" => VolumeState::Removing,

@@ -453,6 +453,25 @@ fn duplicate_wwids_need_leave() {
     );
 }
 
+#[test]
+fn a_volume_has_no_more_paths_than_its_claim_holds() {
+    let device = |n: usize, portals: usize| {
+        let portals: Vec<String> = (0..portals)
+            .map(|p| format!("\"10.{n}.{}.{}\"", p / 250, p % 250))
+            .collect();
+        format!(
+            "[[device]]\nname = \"d{n}\"\nportals = [{}]\ntarget = \"iqn.2024-12.a:b\"\n",
+            portals.join(", ")
+        )
+    };
+    let volume = "[[volume]]\nname = \"v\"\nmirror = [\"d1\", \"d2\"]\n";
+    let most = raid::claim::ISIDS_MAX;
+    let of = |one, two| errors(&(device(1, one) + &device(2, two) + volume));
+    assert_eq!(of(most - 300, 300), Vec::<String>::new());
+    let got = of(most - 300, 301);
+    assert!(got[0].contains("has 633 paths"), "{got:?}");
+}
+
 /// A file whose name ends in `name`, until the path is dropped.
 pub(super) fn scratch(name: &str, bytes: &[u8], mode: u32) -> tempfile::TempPath {
     use std::os::unix::fs::PermissionsExt;

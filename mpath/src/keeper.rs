@@ -12,16 +12,17 @@
 
 use crate::access::TRANSITION_POLL;
 use crate::checker::check;
+use crate::classify::{classify, Verdict};
 use crate::inner::Inner;
 use crate::path::{Checker, Live, Path, Phase};
 use crate::sweep::{alive, within};
 use blockdev::path::{
-    Command, Control, LoginAs, LoginError, PathSession, SessionEvent, UnitIdentity,
+    Command, CommandError, Control, LoginAs, LoginError, PathSession, SessionEvent, UnitIdentity,
 };
 use blockdev::rt::Sleep;
 use blockdev::{
-    Admission, Event, Geometry, Instant, IoCtx, IoError, Kind, LocalFuture, PathCause, ReadSectors,
-    Refusal, Rt,
+    Admission, Event, Geometry, Instant, IoCtx, IoError, IoVec, Kind, LocalFuture, PathCause,
+    ReadSectors, Refusal, Rt,
 };
 use std::future::{poll_fn, Future};
 use std::pin::Pin;
@@ -39,6 +40,8 @@ const RETURN_PING_BYTES: usize = 4096;
 const RETURN_READ_SECTORS: u64 = 16;
 /// How long the answer to a logout may take that leaves at the last moment.
 const LOGOUT_ANSWER: Duration = Duration::from_millis(500);
+/// Attentions in a row that are believed to be news and not a fault.
+const ATTENTIONS_MAX: u32 = 8;
 /// Why a path leaves that is told to.
 const TARGET_WANTS: &str = "the target asked for a logout";
 
@@ -386,19 +389,21 @@ impl Inner {
             return Err(Unfit::Lost(PathCause::Connection(text)));
         }
         let sectors = identity.geometry.sectors.min(RETURN_READ_SECTORS) as u32;
-        let read = live.session.read(blockdev::Sector(0), sectors);
+        let read = read_patiently(&live.session, blockdev::Sector(0), sectors);
+        let lost = |text: String| Err(Unfit::Lost(PathCause::Connection(text)));
         match within(&self.rt, deadline, read).await {
             Some(Ok(_)) => Ok(()),
-            // The unit's own verdict about the sectors says that the way is good.
-            Some(Err(error)) if matches!(error.kind, Kind::Medium { .. }) => Ok(()),
-            Some(Err(error)) => {
-                let text = format!("reading 8 KiB: {error}");
-                Err(Unfit::Lost(PathCause::Connection(text)))
-            }
-            None => {
-                let text = "8 KiB did not come back".to_string();
-                Err(Unfit::Lost(PathCause::Connection(text)))
-            }
+            Some(Err(error)) => match classify(&error) {
+                Verdict::Lost { .. } | Verdict::Withdrawn | Verdict::OnceThenOtherPath(_) => {
+                    lost(format!("reading 8 KiB: {error}"))
+                }
+                // What its port group does not admit now is asked for next.
+                Verdict::OtherPath(PathCause::Unit(0x02, 0x04, 0x0A..=0x0C)) => Ok(()),
+                Verdict::OtherPath(cause) => lost(format!("reading 8 KiB: {cause}")),
+                // The unit's own verdict (unreadable, busy, not ready) says that the way is good.
+                _ => Ok(()),
+            },
+            None => lost("8 KiB did not come back".to_string()),
         }
     }
 
@@ -461,10 +466,7 @@ impl Inner {
         for answer in asked {
             let answer = within(&self.rt, deadline, answer).await;
             // Any status is an answer of the unit; a lost session is not.
-            has_survivor |= matches!(
-                answer,
-                Some(Ok(_) | Err(blockdev::path::CommandError::Status { .. }))
-            );
+            has_survivor |= matches!(answer, Some(Ok(_) | Err(CommandError::Status { .. })));
         }
         if has_survivor || path.epoch() != Some(live.epoch) {
             return Ok(());
@@ -586,6 +588,30 @@ impl Inner {
     }
 }
 
+/// Reads; what only tells that something happened before (unit attentions, TASK ABORTED by a fence's
+/// reset) is asked again.
+async fn read_patiently(
+    session: &Rc<dyn PathSession>,
+    at: blockdev::Sector,
+    sectors: u32,
+) -> Result<IoVec, CommandError> {
+    let mut attentions = 0;
+    loop {
+        let command = Command::Read { at, sectors };
+        match session.submit(command, IoCtx::metadata()).1.await {
+            Ok(done) => return Ok(done.into_data()),
+            Err(error) => match classify(&error) {
+                Verdict::Again | Verdict::Recheck | Verdict::Capacity
+                    if attentions < ATTENTIONS_MAX =>
+                {
+                    attentions += 1;
+                }
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
 /// A session seen only as something to read.
 struct OneSession(Rc<dyn PathSession>);
 
@@ -594,7 +620,19 @@ impl ReadSectors for OneSession {
         &self,
         at: blockdev::Sector,
         sectors: u32,
-    ) -> blockdev::LocalFuture<Result<blockdev::IoVec, IoError>> {
-        self.0.read(at, sectors)
+    ) -> blockdev::LocalFuture<Result<IoVec, IoError>> {
+        let session = self.0.clone();
+        Box::pin(async move {
+            let read = read_patiently(&session, at, sectors).await;
+            read.map_err(|error| {
+                let kind = match classify(&error) {
+                    Verdict::Medium(_) | Verdict::OnceThenMedium(_) => {
+                        Kind::Medium { first_bad: at }
+                    }
+                    _ => Kind::Path(PathCause::Protocol(error.to_string())),
+                };
+                IoError::not_applied(kind)
+            })
+        })
     }
 }

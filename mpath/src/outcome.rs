@@ -230,6 +230,9 @@ impl Inner {
                     self.again_if_idle(id, "retry");
                 }
             }
+            Verdict::OnceThenOtherPath(_) if self.is_beyond_unit(id, attempt) => {
+                self.answer(id, Err(self.error_of(id, Kind::Refused(Refusal::Range))));
+            }
             Verdict::OnceThenOtherPath(cause) => {
                 if self.bump(id, |r| &mut r.repeats) <= 1 {
                     self.again_here(id, path);
@@ -266,6 +269,18 @@ impl Inner {
             Verdict::NoSpace => self.answer(id, Err(self.error_of(id, Kind::NoSpace))),
             Verdict::Refused(refusal) => self.refused(id, attempt, refusal),
         }
+    }
+
+    /// The session refuses what its unit is too small for (it has shrunk); no path will do it.
+    fn is_beyond_unit(&self, id: Token, attempt: &Attempt) -> bool {
+        let requests = self.requests.borrow();
+        let Some(request) = requests.get(id) else {
+            return false;
+        };
+        let range = request.work.range();
+        let sectors = range.end.0 - range.start.0;
+        let geometry = attempt.live.session.identity().geometry;
+        !geometry.accepts(range.start, sectors)
     }
 
     fn bump(&self, id: Token, field: impl Fn(&mut Request) -> &mut u32) -> u32 {

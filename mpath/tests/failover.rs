@@ -417,6 +417,57 @@ fn a_network_that_drops_large_frames_does_not_get_its_path_back() {
     assert!(rig.device.snapshot().groups[0].paths[0].is_active);
 }
 
+/// The unit's own verdict about what an earned return reads says that the way is good.
+#[test]
+fn a_path_returns_although_the_unit_cannot_read_its_first_sectors() {
+    for what in ["medium", "attention", "busy"] {
+        let rig = Rig::new();
+        rig.san.set_link(0, Link::Loud);
+        rig.run(ms(10));
+        rig.san.set_link(0, Link::Up);
+        match what {
+            "medium" => rig.san.spoil(Sector(3)),
+            // For every login anew.
+            "attention" => rig.san.greet(0x02, Some((6, 0x29, 0))),
+            _ => rig.san.greet(0x08, None),
+        }
+        rig.run(ms(5000));
+        let snapshot = rig.device.snapshot();
+        let path = &snapshot.groups[0].paths[0];
+        assert!(path.is_active, "{what}: {:?}", path.last_error);
+    }
+}
+
+/// Both paths are told at once that their unit has changed: nothing may go to the new one, by
+/// whichever path, before it is known that it is another.
+#[test]
+fn a_unit_remapped_under_all_paths_is_written_by_none() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.san.set_wwid(Some("3600other"));
+    rig.san.inject_sense(6, 0x3F, 0x0E);
+    let write = rig.world.spawn_handle(rig.write(8, 9));
+    rig.run(Duration::from_secs(5));
+    assert!(write.try_take().is_none());
+    assert_eq!(rig.content(8), 3);
+}
+
+/// Our own range error fails no path: the unit has shrunk, and the layer above is yet to be told.
+#[test]
+fn a_range_beyond_a_shrunk_unit_is_refused_and_fails_no_path() {
+    let rig = Rig::new();
+    rig.san.resize(1 << 15);
+    rig.san.inject_sense(6, 0x2A, 9);
+    rig.run(Duration::from_secs(41));
+    let error = rig.world.block_on(rig.read(1 << 15)).unwrap_err();
+    assert_eq!(error.kind, Kind::Refused(Refusal::Range));
+    let snapshot = rig.device.snapshot();
+    assert_eq!(snapshot.state, DeviceState::Ready);
+    for path in snapshot.groups.iter().flat_map(|g| &g.paths) {
+        assert_eq!(path.counters.failures, 0);
+    }
+}
+
 #[test]
 fn an_idle_silent_cut_is_found_by_the_checker() {
     let rig = Rig::new();

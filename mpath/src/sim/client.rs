@@ -12,6 +12,7 @@ use blockdev::{
     Applied, Completion, Geometry, Instant, IoCtx, IoError, IoVec, Kind, LocalFuture, PathCause,
     Promise, ReadSectors, Sector,
 };
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -375,6 +376,7 @@ impl PathPort for SimPort {
                             header_digest: "none",
                             data_digest: "none",
                         },
+                        identity: Rc::new(RefCell::new(identify(&world, index))),
                         world: world.clone(),
                         index,
                         conn,
@@ -391,6 +393,39 @@ struct SimSession {
     index: usize,
     conn: ConnId,
     facts: SessionFacts,
+    /// As it was found last: at the login, or when the unit was identified again.
+    identity: Rc<RefCell<Rc<UnitIdentity>>>,
+}
+
+/// What the unit says of itself now through portal `index`.
+fn identify(world: &World, index: usize) -> Rc<UnitIdentity> {
+    let options = &world.options;
+    let target = world.target.borrow();
+    let (vendor, product) = match options.flavour {
+        Flavour::Tgt => ("IET", "VIRTUAL-DISK"),
+        Flavour::Lio => ("LIO-ORG", "disk"),
+        Flavour::Istgt => ("FreeBSD", "iSCSI DISK"),
+        Flavour::Standard => ("ACME", "ARRAY"),
+    };
+    let wwid = match &target.wwid {
+        Some(changed) => changed.clone(),
+        None => Some(format!("3600{}", options.name)),
+    };
+    Rc::new(UnitIdentity {
+        wwid,
+        vendor: vendor.into(),
+        product: product.into(),
+        revision: "0001".into(),
+        serial: options.name.clone(),
+        geometry: Geometry {
+            sectors: target.sectors.unwrap_or(options.geometry.sectors),
+            ..options.geometry
+        },
+        tpgs: u8::from(!target.access.is_empty()),
+        target_port_group: (!target.access.is_empty()).then_some(index as u16 + 1),
+        portal_group: options.portal_groups[index],
+        read_only: false,
+    })
 }
 
 impl SimSession {
@@ -472,14 +507,11 @@ impl ReadSectors for SimSession {
         let world = self.world.clone();
         let conn = self.conn;
         Box::pin(async move {
-            loop {
-                match submit_on(&world, conn, command.clone()).1.await {
-                    Ok(done) => return Ok(done.into_data()),
-                    Err(CommandError::Status { sense: Some(s), .. }) if s.key == 6 => {}
-                    Err(error) => {
-                        let cause = PathCause::Protocol(error.to_string());
-                        return Err(IoError::not_applied(Kind::Path(cause)));
-                    }
+            match submit_on(&world, conn, command).1.await {
+                Ok(done) => Ok(done.into_data()),
+                Err(error) => {
+                    let cause = PathCause::Protocol(error.to_string());
+                    Err(IoError::not_applied(Kind::Path(cause)))
                 }
             }
         })
@@ -488,33 +520,7 @@ impl ReadSectors for SimSession {
 
 impl PathSession for SimSession {
     fn identity(&self) -> Rc<UnitIdentity> {
-        let options = &self.world.options;
-        let target = self.world.target.borrow();
-        let (vendor, product) = match options.flavour {
-            Flavour::Tgt => ("IET", "VIRTUAL-DISK"),
-            Flavour::Lio => ("LIO-ORG", "disk"),
-            Flavour::Istgt => ("FreeBSD", "iSCSI DISK"),
-            Flavour::Standard => ("ACME", "ARRAY"),
-        };
-        let wwid = match &target.wwid {
-            Some(changed) => changed.clone(),
-            None => Some(format!("3600{}", options.name)),
-        };
-        Rc::new(UnitIdentity {
-            wwid,
-            vendor: vendor.into(),
-            product: product.into(),
-            revision: "0001".into(),
-            serial: options.name.clone(),
-            geometry: Geometry {
-                sectors: target.sectors.unwrap_or(options.geometry.sectors),
-                ..options.geometry
-            },
-            tpgs: u8::from(!target.access.is_empty()),
-            target_port_group: (!target.access.is_empty()).then_some(self.index as u16 + 1),
-            portal_group: options.portal_groups[self.index],
-            read_only: false,
-        })
+        self.identity.borrow().clone()
     }
 
     fn facts(&self) -> SessionFacts {
@@ -522,6 +528,16 @@ impl PathSession for SimSession {
     }
 
     fn submit(&self, command: Command, _ctx: IoCtx) -> (Ticket, Completion<CommandResult>) {
+        let range = match &command {
+            Command::Read { at, sectors } => Some((*at, u64::from(*sectors))),
+            Command::Write { at, data, .. } => Some((*at, data.len() as u64 / 512)),
+            _ => None,
+        };
+        let geometry = self.identity.borrow().geometry;
+        if range.is_some_and(|(at, sectors)| !geometry.accepts(at, sectors)) {
+            let error = CommandError::BadAnswer("range outside the unit");
+            return (Ticket(0), Completion::ready(Err(error)));
+        }
         submit_on(&self.world, self.conn, command)
     }
 
@@ -561,6 +577,7 @@ impl PathSession for SimSession {
             }
             c.is_open
         });
+        let is_identify = request == Control::Identify;
         if is_open == Some(true) {
             let message = match request {
                 Control::LunReset => Message::LunReset { tag },
@@ -570,12 +587,27 @@ impl PathSession for SimSession {
             };
             self.put(message);
         }
-        let rt = self.world.rt.clone();
+        let world = self.world.clone();
+        let (conn, index, identity) = (self.conn, self.index, self.identity.clone());
         Box::pin(async move {
-            match rt.by(deadline, answer).await {
+            let result = match world.rt.by(deadline, answer).await {
                 Ok(Answer(result)) => result,
                 Err(_) => Err(ControlError::Late),
+            };
+            if is_identify && result.is_ok() {
+                let found = identify(&world, index);
+                if identity.replace(found.clone()) != found {
+                    let mut target = world.target.borrow_mut();
+                    let client = conn_of(&mut target, conn).map(|c| &mut c.client);
+                    let waker = client.and_then(|client| {
+                        client.events.push_back(SessionEvent::Identity(found));
+                        client.waker.take()
+                    });
+                    drop(target);
+                    waker.into_iter().for_each(Waker::wake);
+                }
             }
+            result
         })
     }
 

@@ -364,6 +364,11 @@ impl San {
         self.world.target.borrow_mut().inject(status, None);
     }
 
+    /// The first command of every session from now on is answered with this status and sense.
+    pub fn greet(&self, status: u8, sense: Option<(u8, u8, u8)>) {
+        self.world.target.borrow_mut().greeting = Some((status, sense));
+    }
+
     /// Makes sectors unreadable until they are written.
     pub fn spoil(&self, at: Sector) {
         self.world.target.borrow_mut().unit.spoil(at);

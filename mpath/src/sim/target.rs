@@ -120,7 +120,7 @@ impl Default for Network {
 }
 
 /// A status, and key/asc/ascq with it.
-type Injected = (u8, Option<(u8, u8, u8)>);
+pub(crate) type Injected = (u8, Option<(u8, u8, u8)>);
 
 /// A connection with both its ends.
 pub(crate) struct Conn {
@@ -163,6 +163,7 @@ pub(crate) struct Target {
     pub(crate) wwid: Option<Option<String>>,
     pub(crate) sectors: Option<u64>,
     pub(crate) refuses_fua: bool,
+    pub(crate) greeting: Option<Injected>,
     /// Registered keys, and the holder of the reservation (Write Exclusive – Registrants Only).
     keys: BTreeMap<(String, Isid), u64>,
     holder: Option<u64>,
@@ -205,6 +206,7 @@ impl Target {
             wwid: None,
             sectors: None,
             refuses_fua: false,
+            greeting: None,
             keys: BTreeMap::new(),
             holder: None,
             access: Vec::new(),
@@ -288,7 +290,7 @@ impl Target {
             is_open: true,
             is_in: false,
             has_attention: false,
-            injected: None,
+            injected: self.greeting,
             waiting_data: BTreeMap::new(),
             unread: VecDeque::new(),
         };

@@ -3,6 +3,8 @@
 //! Every session uses the role `tool`, so its ISID is another than a running `serve`'s and ends none of its
 //! sessions. All portals are asked at once, under one deadline.
 
+use std::future::Future;
+use std::io::{IsTerminal, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use iscsi_initiator::client::ConnectError;
 use iscsi_initiator::discover::{discover as send_targets, DiscoverError};
 use iscsi_initiator::isid::{self, Role};
 use iscsi_initiator::path::{IscsiPort, IscsiSession};
-use tokio::task::spawn_local;
+use tokio::task::{spawn_local, JoinHandle};
 
 use crate::assemble::{self, Base};
 use crate::config::{Config, DeviceKind, HostPort, Iscsi, IscsiDevice, UnitRules};
@@ -40,7 +42,7 @@ fn base(rt: Rt) -> Base {
 /// Runs a tool's work on a runtime of its own.
 pub(crate) fn on_shard<T, F>(main: impl FnOnce(Rt) -> F) -> Result<T, Failure>
 where
-    F: std::future::Future<Output = Result<T, Failure>>,
+    F: Future<Output = Result<T, Failure>>,
 {
     run_shard(main).map_err(|e| Failure::problem(format!("event loop: {e}")))?
 }
@@ -57,14 +59,17 @@ pub fn discover(portals: &[HostPort], iscsi: &Iscsi) -> Vec<Result<Discovery, Fa
                 spawn_local(async move { ask(&base, &iscsi, &portal, deadline).await })
             })
             .collect();
-        let mut answers = Vec::new();
-        for one in asking {
-            answers.push(
-                one.await
-                    .unwrap_or_else(|e| Err(Failure::problem(e.to_string()))),
-            );
-        }
-        Ok(answers)
+        let all = async {
+            let mut answers = Vec::new();
+            for one in asking {
+                answers.push(
+                    one.await
+                        .unwrap_or_else(|e| Err(Failure::problem(e.to_string()))),
+                );
+            }
+            answers
+        };
+        Ok(awaited(&base.rt, "asking for targets", all).await)
     });
     asked.unwrap_or_else(|failure| portals.iter().map(|_| Err(failure.clone())).collect())
 }
@@ -82,10 +87,11 @@ async fn ask(
         .map_err(|e| {
             let text = format!("{numeric}: {e}");
             match e {
-                DiscoverError::Connect(ConnectError::Connect(_)) | DiscoverError::Lost(_) => {
-                    Failure::unreachable(text)
+                DiscoverError::Connect(error) => login_failure(&error.into(), text),
+                DiscoverError::Lost(cause) => {
+                    login_failure(&ConnectError::Lost(cause).into(), text)
                 }
-                _ => Failure::problem(text),
+                DiscoverError::Malformed(_) => Failure::problem(text),
             }
         })?;
     let targets = targets.into_iter().map(|target| DiscoveredTarget {
@@ -103,6 +109,49 @@ async fn ask(
         portal: numeric.to_string(),
         targets: targets.collect(),
     })
+}
+
+/// How a tool ends whose login failed: the same for all of them.
+pub(crate) fn login_failure(error: &LoginError, text: String) -> Failure {
+    match error {
+        LoginError::Unreachable(_) | LoginError::NotReady(_) => Failure::unreachable(text),
+        LoginError::Refused(_) | LoginError::Misconfigured(_) | LoginError::Protocol(_) => {
+            Failure::problem(text)
+        }
+    }
+}
+
+/// Awaits `work`. A person at a terminal sees on standard error what it is and for how long it has
+/// been going on, unless it ends within a second; a pipe sees nothing.
+pub(crate) async fn awaited<T>(rt: &Rt, what: &str, work: impl Future<Output = T>) -> T {
+    let mut stderr = std::io::stderr();
+    match stderr.is_terminal() {
+        true => awaited_on(rt, &mut stderr, what, work).await,
+        false => work.await,
+    }
+}
+
+async fn awaited_on<T>(
+    rt: &Rt,
+    out: &mut impl Write,
+    what: &str,
+    work: impl Future<Output = T>,
+) -> T {
+    let begun = rt.now();
+    let mut work = std::pin::pin!(work);
+    let mut is_shown = false;
+    loop {
+        let look_at = rt.now() + Duration::from_secs(1);
+        if let Ok(done) = rt.by(look_at, work.as_mut()).await {
+            if is_shown {
+                let _ = write!(out, "\r\x1b[K");
+            }
+            return done;
+        }
+        is_shown = true;
+        let _ = write!(out, "\r{what}: {} s", (rt.now() - begun).as_secs());
+        let _ = out.flush();
+    }
 }
 
 /// See [`crate::ops::Ops::device_info`].
@@ -168,20 +217,15 @@ async fn unit_info(
     let logins: Vec<_> = ports
         .into_iter()
         .map(|port| {
-            spawn_local(async move {
-                let login = port.open(LoginAs::Own, deadline).await;
-                (port, login)
-            })
+            let path = probed(&port, unit.lun);
+            let login = async move { port.open(LoginAs::Own, deadline).await };
+            (path, spawn_local(login))
         })
         .collect();
     let mut info = blank(name, model::DeviceKind::Iscsi);
     let mut sessions = Vec::new();
-    for login in logins {
-        let Ok((port, login)) = login.await else {
-            continue;
-        };
-        let mut path = probed(&port, unit.lun);
-        match login {
+    for (mut path, login) in logins {
+        match awaited(&base.rt, "logging in", ended(login)).await {
             Ok(session) => {
                 accept(&mut info, &mut path, &session, wwid, &unit.rules);
                 sessions.push(session);
@@ -201,6 +245,16 @@ async fn unit_info(
     Ok(info)
 }
 
+/// How a login ended. No path is left out, not even if its task was lost.
+async fn ended<T>(login: JoinHandle<Result<T, LoginError>>) -> Result<T, LoginError> {
+    match login.await {
+        Ok(result) => result,
+        Err(error) => Err(LoginError::Unreachable(format!(
+            "login was not carried through: {error}"
+        ))),
+    }
+}
+
 /// What a failed login makes of a path, and why; the state is not said twice.
 fn verdict(error: LoginError) -> (ProbeState, String) {
     match error {
@@ -218,6 +272,7 @@ fn probed(port: &IscsiPort, lun: u16) -> ProbedPath {
     let name = port.name();
     ProbedPath {
         portal: name.portal,
+        redirected_to: None,
         target: name.target,
         lun,
         state: ProbeState::Ready,
@@ -239,6 +294,8 @@ fn accept(
     rules: &UnitRules,
 ) {
     let (unit, facts) = (session.identity(), session.facts());
+    let portal = session.portal().to_string();
+    path.redirected_to = (portal != path.portal).then_some(portal);
     path.tpgt = Some(unit.portal_group);
     path.login_ms = Some((facts.login_time.as_secs_f64() * 1e5).round() / 100.0);
     path.header_digest = Some(facts.header_digest.to_owned());
@@ -279,4 +336,92 @@ fn accept(
     info.fence = Some(crate::node::survey::fence_grade(mpath::FenceGrade::of(
         &unit,
     )));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::ExitStatus;
+    use blockdev::sim::VirtualRt;
+    use std::net::TcpListener;
+
+    /// A login that was lost is a path that failed, not a path that is not there.
+    #[test]
+    fn a_lost_login_is_an_error_of_its_path() {
+        let found = on_shard(|_| async {
+            let login =
+                spawn_local(async { std::future::pending::<Result<(), LoginError>>().await });
+            login.abort();
+            Ok(ended(login).await)
+        });
+        let Ok(Err(error)) = found else {
+            panic!("{found:?}");
+        };
+        let (state, text) = verdict(error);
+        assert_eq!(state, ProbeState::Unreachable);
+        assert!(text.contains("not carried through"), "{text}");
+    }
+
+    #[test]
+    fn progress_is_shown_by_the_second_and_wiped() {
+        let world = VirtualRt::new(1);
+        let rt = world.rt();
+        let shown = world.block_on(async move {
+            let mut out = Vec::new();
+            awaited_on(&rt, &mut out, "fast", rt.sleep(Duration::from_millis(900))).await;
+            assert!(out.is_empty());
+            awaited_on(&rt, &mut out, "slow", rt.sleep(Duration::from_millis(2500))).await;
+            String::from_utf8(out).expect("text")
+        });
+        assert_eq!(shown, "\rslow: 1 s\rslow: 2 s\r\x1b[K");
+    }
+
+    /// 3 where nobody answers to the end, 1 where the answer breaks the protocol.
+    #[test]
+    fn discovery_tells_a_peer_that_hangs_up_from_one_that_talks_nonsense() {
+        for (answer, exit) in [
+            (&b""[..], ExitStatus::Unreachable),
+            (&[0xff; 48], ExitStatus::Problem),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+            let port = listener.local_addr().expect("bound").port();
+            let peer = std::thread::spawn(move || {
+                use std::io::Read;
+                let (mut stream, _) = listener.accept().expect("a connection");
+                let _ = stream.read(&mut [0; 48]);
+                let _ = stream.write_all(answer);
+            });
+            let iscsi = iscsi_of_no_file();
+            let portal = HostPort {
+                host: "127.0.0.1".to_owned(),
+                port,
+            };
+            let found = discover(&[portal], &iscsi);
+            peer.join().expect("peer");
+            let failure = found[0].as_ref().expect_err("no target");
+            assert_eq!(failure.exit, exit, "{failure}");
+        }
+    }
+
+    fn iscsi_of_no_file() -> Iscsi {
+        let environment = crate::config::Environment::here();
+        let loaded =
+            crate::config::parse("defaults", "", std::path::Path::new("none"), &environment);
+        loaded.config.expect("defaults are right").iscsi
+    }
+
+    /// The same failure ends every tool in the same way.
+    #[test]
+    fn one_mapping_for_all_tools() {
+        let text = String::new;
+        for (error, exit) in [
+            (LoginError::Unreachable(text()), ExitStatus::Unreachable),
+            (LoginError::NotReady(text()), ExitStatus::Unreachable),
+            (LoginError::Refused(text()), ExitStatus::Problem),
+            (LoginError::Misconfigured(text()), ExitStatus::Problem),
+            (LoginError::Protocol(text()), ExitStatus::Problem),
+        ] {
+            assert_eq!(login_failure(&error, text()).exit, exit, "{error:?}");
+        }
+    }
 }

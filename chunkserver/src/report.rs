@@ -64,6 +64,9 @@ impl ProbeState {
 pub struct ProbedPath {
     /// `address:port`
     pub portal: String,
+    /// Where the target sent the login to instead: for good, if the configuration is stale.
+    #[serde(default)]
+    pub redirected_to: Option<String>,
     /// TargetName.
     pub target: String,
     /// Logical unit number.

@@ -165,6 +165,7 @@ impl IscsiPort {
             Ok(Rc::new(IscsiSession {
                 rt: initiator.rt,
                 client: session.client,
+                portal: session.portal,
                 lun,
                 facts,
                 identity: Rc::new(RefCell::new(Rc::new(identity))),
@@ -224,6 +225,7 @@ impl From<ConnectError> for LoginError {
 pub struct IscsiSession {
     rt: Rt,
     client: Client,
+    portal: Portal,
     lun: [u8; 8],
     facts: SessionFacts,
     /// As it was found last; shared with an identification under way.
@@ -242,6 +244,12 @@ impl IscsiSession {
     /// The session below, for tools.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Where it is really connected to: another portal than that of the port if the target redirected
+    /// the login.
+    pub fn portal(&self) -> Portal {
+        self.portal
     }
 
     /// The unit's commands with typed answers, for what no path needs.

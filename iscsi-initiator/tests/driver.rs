@@ -140,6 +140,17 @@ fn redirect_without_auth_accepted() {
     assert_eq!(portal.to_string(), "10.3.1.9:13260");
 }
 
+/// A path shows where it was led, for the configuration may be stale.
+#[test]
+fn redirect_is_shown_by_the_session() {
+    let world = redirecting("10.3.1.1:3260", "10.3.1.9:13260");
+    let open = world.port.open(LoginAs::Own, Instant::FAR);
+    let portal = world
+        .world
+        .block_on(async move { open.await.expect("login").portal() });
+    assert_eq!(portal.to_string(), "10.3.1.9:13260");
+}
+
 #[test]
 fn redirect_loop_bounded() {
     let world = redirecting("10.3.1.1:3260", "10.3.1.1:3260");

@@ -80,7 +80,10 @@ pub fn device(d: &DeviceInfo) -> String {
         .right(&[2, 4]);
         for p in &d.paths {
             table.row([
-                p.portal.clone(),
+                match &p.redirected_to {
+                    None => p.portal.clone(),
+                    Some(to) => format!("{} -> {to}", p.portal),
+                },
                 p.state.as_str().to_owned(),
                 or_dash(p.tpgt),
                 p.isid.clone(),
@@ -343,6 +346,7 @@ mod tests {
     fn a_device_and_its_paths() {
         let path = |portal: &str, state, error: Option<&str>| ProbedPath {
             portal: portal.to_owned(),
+            redirected_to: None,
             target: "iqn.2024-12.a:b".to_owned(),
             lun: 1,
             state,
@@ -378,6 +382,13 @@ mod tests {
                 ),
             ],
         };
+        let mut moved = info.clone();
+        moved.paths[0].redirected_to = Some("10.3.1.9:3260".to_owned());
+        let text = device(&moved);
+        assert!(
+            text.contains("10.3.1.1:3260 -> 10.3.1.9:3260  ready"),
+            "{text}"
+        );
         let text = device(&info);
         for line in [
             "product         IET VIRTUAL-DISK 0001",

@@ -422,13 +422,13 @@ pub struct BenchIscsi {
     /// Our name [default: from the configuration, or from the host name]
     #[arg(long, value_name = "IQN")]
     pub initiator_name: Option<String>,
-    /// none, crc32c, prefer-crc32c or prefer-none
-    #[arg(long, default_value = "none", value_parser = DIGESTS)]
-    pub header_digest: String,
-    /// none, crc32c, prefer-crc32c or prefer-none
-    #[arg(long, default_value = "none", value_parser = DIGESTS)]
-    pub data_digest: String,
-    /// CHAP user
+    /// none, crc32c, prefer-crc32c or prefer-none [default: from the configuration, or none]
+    #[arg(long, value_parser = DIGESTS)]
+    pub header_digest: Option<String>,
+    /// none, crc32c, prefer-crc32c or prefer-none [default: from the configuration, or none]
+    #[arg(long, value_parser = DIGESTS)]
+    pub data_digest: Option<String>,
+    /// CHAP user [default: as the configuration says]
     #[arg(long, requires = "chap_secret_file", value_name = "U")]
     pub chap_user: Option<String>,
     /// File with the secret, mode 0600

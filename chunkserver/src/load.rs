@@ -13,6 +13,7 @@ use blockdev::{BlockDevice, IoCtx, IoVec, Op, Pool, Rt, Sector};
 use chunk_api::{ChunkId, ChunkVersion};
 use iscsi_initiator::bench as iscsi;
 use iscsi_initiator::isid::Role;
+use iscsi_initiator::name::check_name;
 use iscsi_initiator::path::{IscsiPort, PortConfig};
 use moosefs::bench as chunk;
 use moosefs::player::{Player, Script};
@@ -24,7 +25,7 @@ use crate::data_path::DataPath;
 use crate::exit::Failure;
 use crate::names;
 use crate::occupancy::{ensure_unclaimed, Occupancy};
-use crate::probe::on_shard;
+use crate::probe::{awaited, login_failure, on_shard};
 use crate::report::{BenchReport, CpuSeconds};
 
 /// Memory of a bench beyond what its depth needs.
@@ -111,13 +112,9 @@ fn write_trace<T: std::fmt::Display>(
 }
 
 fn bench_failure(error: iscsi::BenchError) -> Failure {
-    use blockdev::path::LoginError;
     match &error {
         iscsi::BenchError::Range(_) => Failure::usage(error.to_string()),
-        iscsi::BenchError::Login(LoginError::Unreachable(_) | LoginError::NotReady(_)) => {
-            Failure::unreachable(error.to_string())
-        }
-        iscsi::BenchError::Login(_) => Failure::problem(error.to_string()),
+        iscsi::BenchError::Login(login) => login_failure(login, error.to_string()),
     }
 }
 
@@ -148,7 +145,8 @@ pub fn bench_iscsi(defaults: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, F
             }
         }
         let deadline = base.rt.now() + iscsi.login_timeout;
-        let report = iscsi::run_iscsi(&initiator, &port, args.load.sessions, bench, deadline)
+        let run = iscsi::run_iscsi(&initiator, &port, args.load.sessions, bench, deadline);
+        let report = awaited(&base.rt, "bench iscsi", run)
             .await
             .map_err(|error| {
                 let failure = bench_failure(error);
@@ -159,9 +157,15 @@ pub fn bench_iscsi(defaults: &Iscsi, args: &BenchIscsi) -> Result<BenchReport, F
     })
 }
 
+/// `[iscsi]` of the configuration, if there is one, with what the command line says instead.
 fn iscsi_settings(defaults: &Iscsi, args: &BenchIscsi) -> Result<Iscsi, Failure> {
     let mut iscsi = defaults.clone();
+    let checked = |option: &str, name: &str| {
+        check_name(name).map_err(|e| Failure::usage(format!("{option}: {e}")))
+    };
+    checked("--target", &args.target)?;
     if let Some(name) = &args.initiator_name {
+        checked("--initiator-name", name)?;
         iscsi.initiator_name.clone_from(name);
     }
     let digest = |word: &str| match word {
@@ -170,8 +174,12 @@ fn iscsi_settings(defaults: &Iscsi, args: &BenchIscsi) -> Result<Iscsi, Failure>
         "prefer-none" => Digest::PreferNone,
         _ => Digest::None,
     };
-    iscsi.header_digest = digest(&args.header_digest);
-    iscsi.data_digest = digest(&args.data_digest);
+    if let Some(word) = &args.header_digest {
+        iscsi.header_digest = digest(word);
+    }
+    if let Some(word) = &args.data_digest {
+        iscsi.data_digest = digest(word);
+    }
     let user = |user: &Option<String>, file: &Option<std::path::PathBuf>| match (user, file) {
         (Some(user), Some(file)) => {
             let here = std::env::current_dir().unwrap_or_default();
@@ -184,8 +192,11 @@ fn iscsi_settings(defaults: &Iscsi, args: &BenchIscsi) -> Result<Iscsi, Failure>
         }
         _ => Ok(None),
     };
-    iscsi.chap = user(&args.chap_user, &args.chap_secret_file)?;
-    iscsi.target_chap = user(&args.target_chap_user, &args.target_chap_secret_file)?;
+    // Who names a user here means this one, and the target's only with it.
+    if args.chap_user.is_some() {
+        iscsi.chap = user(&args.chap_user, &args.chap_secret_file)?;
+        iscsi.target_chap = user(&args.target_chap_user, &args.target_chap_secret_file)?;
+    }
     Ok(iscsi)
 }
 
@@ -239,7 +250,8 @@ pub fn bench_device(config: &Config, args: &BenchDevice) -> Result<BenchReport, 
         let loads = (0..args.load.sessions)
             .map(|_| DeviceLoad(leg.block()))
             .collect();
-        let report = iscsi::run(&base.rt, &base.pool, loads, bytes, bench)
+        let run = iscsi::run(&base.rt, &base.pool, loads, bytes, bench);
+        let report = awaited(&base.rt, "bench device", run)
             .await
             .map_err(bench_failure);
         leg.close().await;
@@ -348,7 +360,8 @@ async fn load_chunks(
     });
     let connector = Rc::new(moosefs::net::TcpConnector);
     let run = chunk::run(config, base.rt.clone(), base.pool.clone(), connector, trace);
-    let result = run.await.map_err(|e| match e {
+    let result = awaited(&base.rt, "bench chunk", run).await;
+    let result = result.map_err(|e| match e {
         chunk::BenchError::Usage(text) => Failure::usage(text),
         chunk::BenchError::Broken { .. } => Failure::problem(e.to_string()),
         chunk::BenchError::Unreachable { .. } | chunk::BenchError::Silent { .. } => {
@@ -382,4 +395,61 @@ async fn load_chunks(
         header_digest: None,
         data_digest: None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use std::path::Path;
+
+    fn settings(config: &str, options: &[&str]) -> Result<Iscsi, Failure> {
+        let environment = config::Environment::here();
+        let loaded = config::parse("test", config, Path::new("test.toml"), &environment);
+        let defaults = loaded.config.expect("a good configuration").iscsi;
+        let base = [
+            "antler",
+            "bench",
+            "iscsi",
+            "--portal",
+            "127.0.0.1",
+            "--target",
+        ];
+        let words = base.iter().chain(options);
+        let cli = crate::cli::Cli::try_parse_from(words).expect("good usage");
+        let crate::cli::Command::Bench(crate::cli::BenchCommand::Iscsi(args)) = cli.command else {
+            panic!("another command");
+        };
+        iscsi_settings(&defaults, &args)
+    }
+
+    /// Digests and users of the configuration hold for a bench, unless the command line says otherwise.
+    #[test]
+    fn bench_iscsi_logs_in_as_the_configuration_says() {
+        let target = "iqn.2024-12.example:t";
+        let config = "[iscsi]\nheader_digest = \"crc32c\"\ndata_digest = \"prefer-crc32c\"\n";
+        let iscsi = settings(config, &[target]).expect("settings");
+        assert_eq!(
+            (iscsi.header_digest, iscsi.data_digest),
+            (Digest::Crc32c, Digest::PreferCrc32c)
+        );
+        let iscsi = settings(config, &[target, "--header-digest", "none"]).expect("settings");
+        assert_eq!(
+            (iscsi.header_digest, iscsi.data_digest),
+            (Digest::None, Digest::PreferCrc32c)
+        );
+    }
+
+    #[test]
+    fn names_that_no_login_may_carry_are_usage_errors() {
+        let long = format!("iqn.2024-12.example:{}", "x".repeat(223));
+        for options in [
+            vec!["nonsense"],
+            vec![long.as_str()],
+            vec!["iqn.2024-12.example:t", "--initiator-name", "IQN.upper"],
+        ] {
+            let failure = settings("", &options).expect_err("a bad name");
+            assert_eq!(failure.exit, crate::exit::ExitStatus::Usage, "{failure}");
+        }
+    }
 }

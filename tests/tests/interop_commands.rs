@@ -143,10 +143,48 @@ fn discover_and_device_info() {
     assert_eq!(info["block_bytes"], 512);
     let wwid = info["wwid"].as_str().unwrap().to_owned();
     assert!(!wwid.is_empty());
-    for path in info["paths"].as_array().unwrap() {
+    for key in ["write_cache", "fua", "unmap"] {
+        assert!(info[key].is_boolean(), "{key}: {info:#}");
+    }
+    assert_eq!(info["alua"], "none", "{info:#}");
+    let grades = ["proven", "declared", "none"];
+    assert!(
+        grades.contains(&info["fence"].as_str().unwrap()),
+        "{info:#}"
+    );
+    let paths = info["paths"].as_array().unwrap();
+    assert_eq!(paths.len(), 2, "{info:#}");
+    for (path, portal) in paths.iter().zip(&tgt.spec().portals) {
         assert_eq!(path["state"], "ready");
         assert!(path["login_ms"].is_number(), "{info:#}");
+        assert_eq!(path["portal"], portal.to_string());
+        assert_eq!(path["target"], tgt.spec().target);
+        assert_eq!((&path["lun"], &path["tpgt"]), (&1.into(), &1.into()));
+        for key in ["error", "redirected_to"] {
+            assert!(
+                path[key].is_null() && path.get(key).is_some(),
+                "{key}: {info:#}"
+            );
+        }
+        for key in ["header_digest", "data_digest"] {
+            assert_eq!(path[key], "none", "{info:#}");
+        }
+        let isid = path["isid"].as_str().unwrap();
+        assert!(isid.len() == 14 && isid.starts_with("0x80"), "{isid}");
     }
+
+    // Some paths ready, not all.
+    antler.reconfigure(|spec| {
+        if let Device::Iscsi { portals, .. } = &mut spec.devices[0] {
+            portals[1].clone_from(&nobody);
+        }
+    });
+    let some = antler.run(&["device", "info", "sto1", "--json"]);
+    assert_eq!(some.code, Some(1), "{}", some.describe());
+    let some: Value = serde_json::from_str(&some.stdout).unwrap();
+    assert_eq!(some["paths"][0]["state"], "ready", "{some:#}");
+    assert_eq!(some["paths"][1]["state"], "unreachable", "{some:#}");
+    assert!(some["paths"][1]["error"].is_string(), "{some:#}");
 
     // Another unit than the one named is refused, with both names.
     antler.reconfigure(|spec| {

@@ -33,7 +33,7 @@ const PREFERRED: i32 = 80;
 pub(crate) struct Access {
     state: Cell<Option<AccessState>>,
     is_preferred: Cell<bool>,
-    /// In transition until this at the latest.
+    /// In transition until this at the latest; zero: not in transition.
     until: Cell<Instant>,
 }
 
@@ -65,7 +65,9 @@ impl Access {
     /// Takes note of a state; yields whether anything changed.
     fn set(&self, state: AccessState, is_preferred: bool, now: Instant, most: Duration) -> bool {
         let is_transition = state == AccessState::Transitioning;
-        if is_transition && !self.is_transitioning() {
+        if !is_transition {
+            self.until.set(Instant(0));
+        } else if self.until.get() == Instant(0) {
             self.until.set(now + most);
         }
         let state = if is_transition && now >= self.until.get() {
@@ -147,6 +149,7 @@ impl Inner {
         }
         if has_changed {
             self.regroup();
+            self.mind_ways();
             self.changed.notify();
             self.release_queued();
         }
@@ -170,6 +173,7 @@ impl Inner {
         if path.access.set(state, is_preferred, now, TRANSITION_MAX) {
             path.checker.set(Checker::Ghost);
             self.regroup();
+            self.mind_ways();
         }
         path.wants_access.set(true);
         path.signal.notify();

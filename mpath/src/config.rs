@@ -36,6 +36,10 @@ pub const QUEUED_REQUESTS_MAX: usize = 4096;
 pub const PROBATION: Duration = Duration::from_millis(2500);
 /// Longest probation.
 pub(crate) const PROBATION_MAX: Duration = Duration::from_secs(40);
+/// A path on probation is asked this often for a sign of life; nobody else uses it.
+pub(crate) const PROBATION_ASK: Duration = Duration::from_millis(250);
+/// A sign of life that takes this long prolongs a probation: the path has been cut again.
+pub(crate) const PROBATION_SILENCE: Duration = Duration::from_millis(400);
 /// Failures further apart than this are not flapping.
 pub(crate) const FLAP_WINDOW: Duration = Duration::from_secs(60);
 

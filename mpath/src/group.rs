@@ -1,12 +1,13 @@
 //! Path groups: which paths share load, in which order groups are used, and when a better one is
 //! returned to.
 
-use crate::config::{Config, Failback, Grouping};
+use crate::config::{Config, Failback, Grouping, SelectorKind};
 use crate::inner::Inner;
 use crate::path::{Path, Phase, Standing};
 use crate::prio::{priority, PRIO_CONST};
 use crate::selector::choose;
 use blockdev::Rt;
+use std::cmp::Reverse;
 use std::rc::Rc;
 
 pub(crate) struct Group {
@@ -67,8 +68,12 @@ fn group(policy: Grouping, config: &Config, paths: &[Rc<Path>], rt: &Rt) -> Vec<
         group.priority = mean_priority(config, &group.order, paths);
     }
     // Stable: equal ones stay in the order of the configuration.
-    groups
-        .sort_by_key(|((is_marginal, _), group)| (*is_marginal, std::cmp::Reverse(group.priority)));
+    groups.sort_by_key(|((is_marginal, _), group)| {
+        let (up, order) = (enabled(&group.order, paths), &group.order);
+        // A group without a path takes nothing, so it keeps its place.
+        let up = if up == 0 { order.len() } else { up };
+        (*is_marginal, Reverse(group.priority), Reverse(up))
+    });
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
@@ -83,6 +88,11 @@ fn is_same_layout(a: &[Group], b: &[Group]) -> bool {
         sorted.collect()
     };
     layout(a) == layout(b)
+}
+
+/// How many of them are up.
+fn enabled(order: &[usize], paths: &[Rc<Path>]) -> usize {
+    order.iter().filter(|&&i| paths[i].is_serving()).count()
 }
 
 /// Integer mean of the priorities of the paths that are up; of all, if none is.
@@ -103,11 +113,25 @@ fn mean_priority(config: &Config, order: &[usize], paths: &[Rc<Path>]) -> i32 {
 
 impl Inner {
     pub(crate) fn regroup(&self) {
-        let groups = {
+        let mut groups = {
             let config = self.config.borrow();
             let policy = self.policy(&config);
             group(policy, &config, &self.paths.borrow(), &self.rt)
         };
+        // A rotation goes on where it was.
+        let rank = |index: &usize| {
+            let before = self.groups.borrow();
+            let places = before.iter().flat_map(|g| &g.order);
+            places
+                .enumerate()
+                .find(|(_, i)| *i == index)
+                .map(|(n, _)| n)
+        };
+        for group in &mut groups {
+            group
+                .order
+                .sort_by_cached_key(|i| rank(i).unwrap_or(usize::MAX));
+        }
         // The group in use stays the one in use, wherever its paths are now: `failback` decides
         // about leaving it, not a login.
         let was_best = self.current_group.get() == Some(0);
@@ -123,6 +147,18 @@ impl Inner {
         self.current_group.set(in_use);
         if was_best && in_use.is_some_and(|at| at > 0) {
             self.delay_failback();
+        }
+    }
+
+    /// A path serves again: `round-robin` takes it next.
+    pub(crate) fn join_selector(&self, path: &Path) {
+        if self.config.borrow().selector != SelectorKind::RoundRobin {
+            return;
+        }
+        let mut groups = self.groups.borrow_mut();
+        let group = groups.iter_mut().find(|g| g.order.contains(&path.index));
+        if let Some(group) = group {
+            group.order.sort_by_key(|&i| i != path.index);
         }
     }
 

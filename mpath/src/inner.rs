@@ -309,6 +309,7 @@ impl Inner {
             attempts: Default::default(),
             is_unsure: false,
             pauses: 0,
+            not_ready: 0,
             repeats: 0,
             log: None,
         };

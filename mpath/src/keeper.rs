@@ -13,11 +13,13 @@
 use crate::access::TRANSITION_POLL;
 use crate::checker::check;
 use crate::classify::{classify, Verdict};
+use crate::config::{PROBATION_ASK, PROBATION_SILENCE, SILENT_MAX};
 use crate::inner::Inner;
 use crate::path::{Checker, Live, Path, Phase};
 use crate::sweep::{alive, within};
 use blockdev::path::{
-    Command, CommandError, Control, LoginAs, LoginError, PathSession, SessionEvent, UnitIdentity,
+    Command, CommandError, Control, ControlError, LoginAs, LoginError, PathSession, SessionEvent,
+    UnitIdentity,
 };
 use blockdev::rt::Sleep;
 use blockdev::{
@@ -97,7 +99,7 @@ pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
                 }
                 Err(Unfit::Misconfigured(text)) => {
                     path.note_error(text);
-                    path.phase.set(Phase::Misconfigured);
+                    path.set_misconfigured();
                     MISCONFIGURED_PAUSE
                 }
                 Err(Unfit::Lost(cause)) => {
@@ -109,7 +111,7 @@ pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
                 path.note_error(error.to_string());
                 match error {
                     LoginError::Misconfigured(_) | LoginError::Refused(_) => {
-                        path.phase.set(Phase::Misconfigured);
+                        path.set_misconfigured();
                         path.checker.set(Checker::Disconnected);
                         MISCONFIGURED_PAUSE
                     }
@@ -299,7 +301,9 @@ impl Inner {
         }
         self.vouch(path, live, &identity).await?;
         self.look_at_access(path, live).await;
-        if path.epoch() == Some(live.epoch) && live.session.is_alive() {
+        // An operator may have taken it down meanwhile.
+        let is_wanted = path.phase.get() == Phase::Proving;
+        if is_wanted && path.epoch() == Some(live.epoch) && live.session.is_alive() {
             Ok(())
         } else {
             let cause = PathCause::Connection("lost before it could serve".into());
@@ -479,39 +483,67 @@ impl Inner {
         Ok(())
     }
 
-    /// Whether no other path of its group serves.
-    fn is_first_of_group(&self, path: &Rc<Path>) -> bool {
+    /// Whether it alone serves of the best group that has a path.
+    fn is_first_of_best_group(&self, path: &Rc<Path>) -> bool {
         let (groups, paths) = (self.groups.borrow(), self.paths.borrow());
-        let group = groups.iter().find(|g| g.order.contains(&path.index));
-        group.is_some_and(|g| {
-            let mut others = g.order.iter().filter(|&&i| i != path.index);
-            others.all(|&i| !paths[i].is_serving())
-        })
+        let serves = |i: &&usize| paths[**i].is_serving();
+        let best = groups.iter().find(|g| g.order.iter().any(|i| serves(&i)));
+        best.is_some_and(|g| g.order.iter().filter(serves).eq([&path.index]))
     }
 
     fn begin_service(&self, path: &Rc<Path>) {
         let now = self.rt.now();
-        if self.is_first_of_group(path) {
+        path.phase.set(Phase::Serving);
+        self.regroup();
+        self.join_selector(path);
+        if self.is_first_of_best_group(path) {
             self.follows.set(true);
         }
-        path.phase.set(Phase::Serving);
         path.last_ok.set(now);
-        path.begin_probation(now);
         path.checker.set(Checker::Ready);
-        if path.has_failed() {
+        if path.returns_from_failure(now) {
             self.note_return(path);
             self.delay_failback();
+            self.watch_probation(path);
         }
         if path.counters.get().logins > 1 || path.has_failed() {
             let object = path.object(&self.name());
             self.news
                 .state("path_reinstated", object, "logged in again".into(), false);
         }
-        let down_since = self.all_down_since.take();
-        self.tally.path_serves(down_since, now, self.queue_time());
-        self.is_queueing_over.set(false);
+        self.mind_ways();
         self.changed.notify();
         self.release_queued();
+    }
+
+    /// Asks a path on probation for signs of life: it takes no I/O, so that a cut that comes and goes
+    /// would not be noticed, and the path taken for sound in between.
+    fn watch_probation(&self, path: &Rc<Path>) {
+        let Some(live) = path.live() else { return };
+        let (device, path, rt) = (self.me.clone(), path.clone(), self.rt.clone());
+        self.rt.spawn(async move {
+            loop {
+                rt.sleep(PROBATION_ASK).await;
+                let Some(inner) = alive(&device) else { return };
+                let begun = rt.now();
+                if path.epoch() != Some(live.epoch) || !path.is_on_probation(begun) {
+                    return;
+                }
+                let stall = inner.sweep.stall();
+                drop(inner);
+                let ping = Control::Ping { bytes: 0 };
+                let answer = live.session.control(ping, begun + SILENT_MAX).await;
+                let Some(inner) = alive(&device) else { return };
+                if path.epoch() != Some(live.epoch) {
+                    return;
+                }
+                let waited = rt.now() - begun;
+                let waited = waited.saturating_sub(inner.sweep.stall() - stall);
+                if waited >= PROBATION_SILENCE || answer == Err(ControlError::Late) {
+                    path.prolong_probation(rt.now());
+                }
+            }
+        });
     }
 
     fn session_news(&self, path: &Rc<Path>, live: &Live, event: SessionEvent) {
@@ -555,7 +587,7 @@ impl Inner {
             path.note_error(why);
             let object = path.object(&self.name());
             self.news.state("path_failed", object, why.into(), false);
-            self.note_if_all_down();
+            self.mind_ways();
         }
     }
 

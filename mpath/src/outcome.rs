@@ -258,8 +258,16 @@ impl Inner {
                 let ms = 1u64 << pauses.min(6);
                 self.pause(id, Duration::from_millis(ms.min(50)));
             }
+            // Its group does not serve now; another may.
+            Verdict::Transition if self.pick(&[path.index]).is_some() => {
+                self.again_if_idle(id, "retry");
+            }
             Verdict::NotReady | Verdict::Transition => {
-                if self.bump(id, |r| &mut r.pauses) > NOT_READY_PAUSES_MAX {
+                if self.bump(id, |r| &mut r.not_ready) > NOT_READY_PAUSES_MAX {
+                    if let Some(request) = self.requests.borrow_mut().get_mut(id) {
+                        // The next path has its own time.
+                        request.not_ready = 0;
+                    }
                     let cause = PathCause::Unit(2, 4, 1);
                     self.path_lost(path, attempt.live.epoch, &cause);
                 }
@@ -402,7 +410,8 @@ impl Inner {
             let object = path.object(&self.name());
             self.news
                 .state("path_failed", object, cause.to_string(), !is_ours);
-            self.note_if_all_down();
+            self.regroup();
+            self.mind_ways();
         }
         // Its commands end with `Lost` in here and find this path gone already.
         if live.session.is_alive() {
@@ -415,16 +424,18 @@ impl Inner {
         }
     }
 
-    pub(crate) fn note_if_all_down(&self) {
-        let serves = self
-            .paths
-            .borrow()
-            .iter()
-            .any(|p| matches!(p.phase.get(), Phase::Serving | Phase::Identifying));
-        if serves || self.all_down_since.get().is_some() {
+    /// Looks whether requests have any way: they queue from when there is none until there is one.
+    pub(crate) fn mind_ways(&self) {
+        let now = self.rt.now();
+        if self.paths.borrow().iter().any(|p| p.is_a_way()) {
+            let down_since = self.all_down_since.take();
+            self.tally.path_serves(down_since, now, self.queue_time());
+            self.is_queueing_over.set(false);
             return;
         }
-        let now = self.rt.now();
+        if self.all_down_since.get().is_some() {
+            return;
+        }
         self.all_down_since.set(Some(now));
         let time = self.queue_time();
         let text = match time {

@@ -142,6 +142,8 @@ pub(crate) struct Path {
     pub(crate) probation_until: Cell<Instant>,
     probation: Cell<Duration>,
     failed_at: Cell<Option<Instant>>,
+    /// It failed since it last began to serve: a closure of our own is no failure.
+    has_failed_since: Cell<bool>,
     pub(crate) in_flight: Cell<u32>,
     pub(crate) in_flight_bytes: Cell<u64>,
     /// Epochs that ended with unanswered commands and whose ISID has not logged in since.
@@ -190,6 +192,7 @@ impl Path {
             probation_until: Cell::new(Instant(0)),
             probation: Cell::new(Duration::ZERO),
             failed_at: Cell::new(None),
+            has_failed_since: Cell::new(false),
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
             stale: RefCell::default(),
@@ -284,19 +287,45 @@ impl Path {
         };
         self.probation.set(next);
         self.failed_at.set(Some(now));
+        self.has_failed_since.set(true);
         self.count(|c| c.failures += 1);
     }
 
-    /// Begins the probation a failure earned.
-    pub(crate) fn begin_probation(&self, now: Instant) {
-        if self.has_failed() {
+    /// It serves again. If it had failed, that is true, and the probation this earned begins.
+    pub(crate) fn returns_from_failure(&self, now: Instant) -> bool {
+        let has_failed = self.has_failed_since.replace(false);
+        if has_failed {
             self.probation_until.set(now + self.probation.get());
+        }
+        has_failed
+    }
+
+    pub(crate) fn is_on_probation(&self, now: Instant) -> bool {
+        self.is_serving() && now < self.probation_until.get()
+    }
+
+    /// It was silent on its probation: that begins anew, and is longer.
+    pub(crate) fn prolong_probation(&self, now: Instant) {
+        let next = self.probation.get() * 2;
+        self.probation.set(next.min(crate::config::PROBATION_MAX));
+        self.failed_at.set(Some(now));
+        self.probation_until.set(now + self.probation.get());
+    }
+
+    /// Whether requests have a way there: not in a group that is standby or unavailable. What is in
+    /// transition or identified again is waited for.
+    pub(crate) fn is_a_way(&self) -> bool {
+        match self.phase.get() {
+            Phase::Serving => self.access.serves() || self.access.is_transitioning(),
+            Phase::Identifying => true,
+            _ => false,
         }
     }
 
     /// An operator's reinstatement forgives everything.
     pub(crate) fn forgive(&self) {
         self.failed_at.set(None);
+        self.has_failed_since.set(false);
         self.probation.set(Duration::ZERO);
         self.probation_until.set(Instant(0));
         self.suspect.set(false);
@@ -356,6 +385,13 @@ impl Path {
             self.signal.poll_since(seen, cx).map(|()| None)
         })
         .await
+    }
+
+    /// Only an operator can help; what an operator has decided stands.
+    pub(crate) fn set_misconfigured(&self) {
+        if !matches!(self.phase.get(), Phase::Down | Phase::Removed) {
+            self.phase.set(Phase::Misconfigured);
+        }
     }
 
     pub(crate) fn is_serving(&self) -> bool {

@@ -108,8 +108,9 @@ pub(crate) struct Request {
     pub(crate) attempts: SmallVec<[Token; 2]>,
     /// A lost attempt may have been applied.
     pub(crate) is_unsure: bool,
-    /// Retries for a pause, and for a doubtful answer.
+    /// Retries for a busy unit, for one that becomes ready, and for a doubtful answer.
     pub(crate) pauses: u32,
+    pub(crate) not_ready: u32,
     pub(crate) repeats: u32,
     /// It had to wait for more than its one answer.
     pub(crate) log: Option<Vec<AttemptLog>>,

@@ -156,11 +156,12 @@ impl Inner {
             .filter(|p| p.phase.get() != Phase::Removed)
             .collect();
         let serving = present.iter().filter(|p| p.is_serving()).count();
+        let has_way = present.iter().any(|p| p.is_a_way());
         let state = if self.barred.borrow().is_some() {
             DeviceState::Failed
-        } else if serving == present.len() && serving > 0 {
+        } else if serving == present.len() && has_way {
             DeviceState::Ready
-        } else if serving > 0 {
+        } else if serving > 0 && has_way {
             DeviceState::Degraded
         } else if self.gives_up() {
             DeviceState::Failed

@@ -6,7 +6,7 @@ use blockdev::sim::VirtualRt;
 use blockdev::{BlockDevice, Instant, Pool};
 use common::{config, ms, options, Rig};
 use mpath::sim::{Flavour, Link, San};
-use mpath::{Config, GroupState, Grouping, MultipathDevice};
+use mpath::{Config, DeviceState, GroupState, Grouping, MultipathDevice, Role};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -129,6 +129,45 @@ fn a_standby_group_is_no_way_out() {
     rig.run(Duration::from_secs(25));
     assert!(write.try_take().is_some_and(|w| w.is_ok()));
     let _ = rig.device.geometry();
+}
+
+/// No group serves: requests wait as long as with no path at all, and a mirror's leg not at all.
+#[test]
+fn standby_groups_alone_are_no_way() {
+    let rig = rig(&[OPTIMIZED, STANDBY]);
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(10));
+    assert_eq!(rig.device.snapshot().state, DeviceState::Queueing);
+    assert!(rig.news().contains(&"device_queueing"));
+    let write = rig.world.spawn_handle(rig.write(8, 1));
+    rig.run(Duration::from_secs(60));
+    assert!(write.try_take().is_none());
+    rig.run(Duration::from_secs(2));
+    assert!(write.try_take().is_some_and(|w| w.is_err()));
+    rig.device.set_role(Role::MirrorLeg);
+    let (result, time) = rig.time(rig.write(8, 2));
+    assert!(result.is_err() && time <= ms(20), "{result:?} {time:?}");
+    // The unit moves; the checker sees it.
+    rig.san.set_access(&[STANDBY, OPTIMIZED]);
+    rig.run(Duration::from_secs(25));
+    assert_eq!(rig.device.snapshot().state, DeviceState::Degraded);
+    assert!(rig.world.block_on(rig.write(8, 3)).is_ok());
+}
+
+/// A transition that does not end counts as standby after its time, and stays so.
+#[test]
+fn a_transition_without_end_is_standby_after_its_time() {
+    let rig = rig(&[OPTIMIZED, OPTIMIZED]);
+    rig.san.set_access(&[TRANSITIONING, TRANSITIONING]);
+    let write = rig.world.spawn_handle(rig.write(8, 1));
+    rig.run(Duration::from_secs(59));
+    assert_eq!(rig.device.snapshot().state, DeviceState::Ready);
+    rig.run(Duration::from_secs(5));
+    for _ in 0..6 {
+        assert_eq!(rig.device.snapshot().state, DeviceState::Queueing);
+        rig.run(Duration::from_secs(10));
+    }
+    assert!(write.try_take().is_some_and(|w| w.is_err()));
 }
 
 /// A fence takes a path whose group serves: all commands go there while it runs.

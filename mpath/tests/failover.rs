@@ -403,6 +403,38 @@ fn flapping_1_s_switches_at_most_twice_a_minute() {
     assert!(switches.iter().all(|&s| s <= 2), "{switches:?}");
 }
 
+/// The same with silent cuts, under load at depth 16.
+#[test]
+fn silent_flapping_under_load_switches_at_most_twice_a_minute() {
+    let rig = Rig::new();
+    rig.san.set_service(ms(20));
+    for writer in 0..16u64 {
+        let (device, pool) = (rig.device.clone(), rig.pool.clone());
+        rig.world.rt().spawn(async move {
+            for fill in (0..=255u8).cycle() {
+                let op = Op::Write {
+                    at: Sector(8 * writer),
+                    data: pool.copy_now(&[fill; 4096]),
+                    want: Durability::Cache,
+                };
+                let _ = device.submit(op, IoCtx::foreground()).await;
+            }
+        });
+    }
+    let mut switches = Vec::new();
+    for _ in 0..2 {
+        let before = rig.device.snapshot().failovers;
+        for _ in 0..30 {
+            rig.san.set_link(0, Link::Silent);
+            rig.run(ms(1000));
+            rig.san.set_link(0, Link::Up);
+            rig.run(ms(1000));
+        }
+        switches.push(rig.device.snapshot().failovers - before);
+    }
+    assert!(switches.iter().all(|&s| s <= 2), "{switches:?}");
+}
+
 #[test]
 fn a_network_that_drops_large_frames_does_not_get_its_path_back() {
     let rig = Rig::new();
@@ -465,6 +497,70 @@ fn a_range_beyond_a_shrunk_unit_is_refused_and_fails_no_path() {
     assert_eq!(snapshot.state, DeviceState::Ready);
     for path in snapshot.groups.iter().flat_map(|g| &g.paths) {
         assert_eq!(path.counters.failures, 0);
+    }
+}
+
+/// A unit that is busy, then becomes ready: waiting for the one takes nothing from the other, and no
+/// path is failed for it.
+#[test]
+fn a_busy_unit_that_becomes_ready_fails_no_path() {
+    let rig = Rig::new();
+    rig.san.answer_all(Some((0x08, None)));
+    let write = rig.world.spawn_handle(rig.write(8, 3));
+    rig.run(ms(1500));
+    rig.san.answer_all(Some((0x02, Some((2, 4, 1)))));
+    rig.run(ms(1000));
+    assert!(write.try_take().is_none());
+    rig.san.answer_all(None);
+    rig.run(ms(200));
+    assert!(write.try_take().is_some_and(|w| w.is_ok()));
+    let snapshot = rig.device.snapshot();
+    for path in snapshot.groups.iter().flat_map(|g| &g.paths) {
+        assert_eq!(path.counters.failures, 0);
+    }
+}
+
+/// A path that failed once, long ago, and that a fence closes is back in service at once.
+#[test]
+fn a_path_closed_by_a_fence_is_on_no_probation_for_an_old_failure() {
+    let rig = Rig::new();
+    rig.san.set_link(1, Link::Loud);
+    rig.run(ms(10));
+    rig.san.set_link(1, Link::Up);
+    rig.run(Duration::from_secs(300));
+    // Both sessions have something unanswered: the fence closes one of them or both.
+    rig.san.set_hung(true);
+    let write = rig.write_with(
+        8,
+        &[3; 4096],
+        Durability::Cache,
+        by(rig.world.now() + ms(300)),
+    );
+    rig.world.block_on(write).unwrap_err();
+    rig.san.set_hung(false);
+    rig.world.block_on(rig.fence()).unwrap();
+    rig.run(ms(1000));
+    assert_eq!(rig.device.snapshot().state, DeviceState::Ready);
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(10));
+    let snapshot = rig.device.snapshot();
+    let path = &snapshot.groups[1].paths[0];
+    assert_eq!(path.checker.as_str(), "ready");
+}
+
+#[test]
+fn what_an_operator_takes_away_while_it_is_being_proven_stays_away() {
+    for us in (0..2000).step_by(50) {
+        let rig = Rig::new();
+        rig.san.set_link(0, Link::Loud);
+        rig.run(ms(10));
+        rig.san.set_link(0, Link::Up);
+        rig.device.link_up("10.3.1.1:3260").unwrap();
+        rig.run(Duration::from_micros(us));
+        rig.device.fail_path("10.3.1.1:3260").unwrap();
+        rig.run(ms(3000));
+        let snapshot = rig.device.snapshot();
+        assert!(!snapshot.groups[0].paths[0].is_active, "after {us} us");
     }
 }
 

@@ -8,7 +8,7 @@ use common::{config, ms, options, Rig};
 use mpath::sim::{Flavour, Link, SanOptions};
 use mpath::{
     Checker, Config, Failback, GroupState, Grouping, MarginalPath, NoPathRetry, Outages,
-    PathSnapshot, Prio, Probe, Role, SanPathErr,
+    PathSnapshot, Prio, Probe, Role, SanPathErr, SelectorKind,
 };
 use std::time::Duration;
 
@@ -85,6 +85,64 @@ fn weightedpath_orders_groups_by_portal() {
     rig.san.set_link(1, Link::Loud);
     rig.run(ms(50));
     assert_eq!(used(&rig), FIRST);
+}
+
+/// A group is as good as its paths that are up, from the moment on that one comes or goes; of equal
+/// ones that with more of them goes first.
+#[test]
+fn the_order_of_groups_follows_the_paths_that_are_up() {
+    let prio = Prio::parse(
+        "weightedpath",
+        r"devname ^10\.3\. 90 ^10\.[45]\. 20 ^10\.6\. 50",
+    )
+    .unwrap();
+    let rig = Rig::with(
+        portals(4),
+        Config {
+            grouping: Grouping::Multibus,
+            prio,
+            ..config()
+        },
+    );
+    assert_eq!(groups(&rig)[0].0, (90 + 20 + 20 + 50) / 4);
+    rig.san.set_link(0, Link::Loud);
+    rig.run(ms(50));
+    assert_eq!(groups(&rig)[0].0, (20 + 20 + 50) / 3);
+    rig.san.set_link(0, Link::Up);
+    rig.run(s(3));
+    assert_eq!(groups(&rig)[0].0, (90 + 20 + 20 + 50) / 4);
+}
+
+/// `round-robin`: a path that comes back is next, and a login of one path resets no rotation.
+#[test]
+fn a_reinstated_path_is_next_in_round_robin() {
+    let rig = Rig::with(
+        portals(3),
+        Config {
+            grouping: Grouping::Multibus,
+            selector: SelectorKind::RoundRobin,
+            ..config()
+        },
+    );
+    rig.device.fail_path(FIRST).unwrap();
+    rig.run(s(2));
+    let next = |rig: &Rig| {
+        let before: Vec<u64> = (0..3).map(|n| writes(rig, n)).collect();
+        rig.world.block_on(rig.write(8, 1)).expect("a write");
+        (0..3).find(|&n| writes(rig, n) > before[n]).expect("one")
+    };
+    let first = next(&rig);
+    rig.device.reinstate_path(FIRST).unwrap();
+    rig.run(ms(100));
+    assert_eq!(next(&rig), 0);
+    assert_eq!(next(&rig), 3 - first, "the rotation goes on");
+    assert_eq!(next(&rig), first);
+    assert_eq!(next(&rig), 0);
+}
+
+fn writes(rig: &Rig, index: usize) -> u64 {
+    let name = rig.san.path_name(index).portal;
+    path(rig, &name).counters.write_ios
 }
 
 #[test]

@@ -128,6 +128,9 @@ impl CutPoint {
     ];
 }
 
+/// A SCSI status, and sense key, ASC and ASCQ with it.
+pub type Verdict = (u8, Option<(u8, u8, u8)>);
+
 /// One storage node with its networks. Cloning shares it.
 #[derive(Clone)]
 pub struct San {
@@ -367,6 +370,11 @@ impl San {
     /// The first command of every session from now on is answered with this status and sense.
     pub fn greet(&self, status: u8, sense: Option<(u8, u8, u8)>) {
         self.world.target.borrow_mut().greeting = Some((status, sense));
+    }
+
+    /// Every command is answered with this status and sense, until that is taken back.
+    pub fn answer_all(&self, answer: Option<Verdict>) {
+        self.world.target.borrow_mut().always = answer;
     }
 
     /// Makes sectors unreadable until they are written.

@@ -2,7 +2,7 @@
 
 use crate::sim::client::{Client, Told};
 use crate::sim::unit::Unit;
-use crate::sim::{CutPoint, Flavour, Link, World};
+use crate::sim::{CutPoint, Flavour, Link, Verdict, World};
 use blockdev::path::{Command, CommandError, CommandResult, Isid, Sense};
 use blockdev::reserve::{ReserveIn, ReserveOut};
 use blockdev::{Done, Instant, PathCause, Seq};
@@ -119,9 +119,6 @@ impl Default for Network {
     }
 }
 
-/// A status, and key/asc/ascq with it.
-pub(crate) type Injected = (u8, Option<(u8, u8, u8)>);
-
 /// A connection with both its ends.
 pub(crate) struct Conn {
     pub(crate) network: usize,
@@ -133,7 +130,7 @@ pub(crate) struct Conn {
     is_open: bool,
     is_in: bool,
     has_attention: bool,
-    injected: Option<Injected>,
+    injected: Option<Verdict>,
     /// Headers whose data has not come.
     waiting_data: BTreeMap<u64, Command>,
     /// Arrived, but not read by the target yet.
@@ -163,7 +160,8 @@ pub(crate) struct Target {
     pub(crate) wwid: Option<Option<String>>,
     pub(crate) sectors: Option<u64>,
     pub(crate) refuses_fua: bool,
-    pub(crate) greeting: Option<Injected>,
+    pub(crate) greeting: Option<Verdict>,
+    pub(crate) always: Option<Verdict>,
     /// Registered keys, and the holder of the reservation (Write Exclusive – Registrants Only).
     keys: BTreeMap<(String, Isid), u64>,
     holder: Option<u64>,
@@ -207,6 +205,7 @@ impl Target {
             sectors: None,
             refuses_fua: false,
             greeting: None,
+            always: None,
             keys: BTreeMap::new(),
             holder: None,
             access: Vec::new(),
@@ -855,7 +854,7 @@ impl Target {
             return;
         };
         let check = |key, asc, ascq| (2, Some((key, asc, ascq)));
-        let error = if let Some(injected) = conn.injected.take() {
+        let error = if let Some(injected) = conn.injected.take().or(self.always) {
             Some(injected)
         } else if std::mem::take(&mut conn.has_attention) {
             Some(check(6, 0x29, 0))

@@ -18,6 +18,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 ALL_STEPS=(check unit sim interop fuzz)
 MUTATION_LIMIT_S=10
 FUZZ_CASES=2000
+# Executions of each state machine of the initiator in the step `fuzz`.
+FUZZ_RUNS=1000000
 FUZZ_CASES_LONG=200000
 # program:package
 PROGRAMS=(tgtd:tgt istgt:istgt mfsmaster:moosefs-master mfschunkserver:moosefs-chunkserver
@@ -192,6 +194,8 @@ step_fuzz() {
     mapfile -t names < <(property_tests)
     PROPTEST_CASES=$cases try "fuzz" \
         cargo test --no-fail-fast --workspace --exclude tests --exclude harness --lib -- "${names[@]}"
+    FUZZ_RUNS=$FUZZ_RUNS try "fuzz initiator" \
+        cargo test --no-fail-fast -p iscsi-initiator --test fuzz
 }
 
 # Prints `RULE<tab>COMMAND` for each [[mutation]] of the list.

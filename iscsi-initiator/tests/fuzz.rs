@@ -1,24 +1,36 @@
 //! Every decoder, and the session as a whole, under random and mutated input: no panic, no hang,
-//! every task ends once. A million executions a parser.
+//! every task ends once. A million executions a parser; of the state machines as many as `FUZZ_RUNS` says,
+//! which the step `fuzz` of test.sh sets to a million as well. What counts is what reaches the code under test.
 
+mod link;
 mod peer;
 
-use blockdev::{alua, reserve};
+use blockdev::path::{Control, LoginAs, PathSession};
+use blockdev::{alua, reserve, Pool};
 use iscsi_initiator::discover::parse_targets;
 use iscsi_initiator::login::chap::{ChapConfig, Secret};
 use iscsi_initiator::login::keys::{DigestWish, Offer};
+use iscsi_initiator::login::{Login, Step};
 use iscsi_initiator::name::{check_name, Portal};
-use iscsi_initiator::pdu::{split_sense, Response};
+use iscsi_initiator::pdu::header::{LoginRequest, LoginResponse};
+use iscsi_initiator::pdu::{opcode, split_sense, Response};
 use iscsi_initiator::scsi::{sense, unit};
 use iscsi_initiator::session::{Event, Function};
 use iscsi_initiator::text;
 use peer::{config, Peer, LUN};
 use std::collections::BTreeMap;
-use zerocopy::byteorder::big_endian::U32;
-use zerocopy::IntoBytes;
+use std::time::Duration;
+use zerocopy::byteorder::big_endian::{U16, U32};
+use zerocopy::{FromBytes, IntoBytes};
 
+/// Executions of a parser.
 const RUNS: u64 = 1_000_000;
-const SESSIONS: u64 = 2_000;
+
+/// Executions of what is a state machine: `FUZZ_RUNS`, or fewer for a quick look.
+fn runs() -> u64 {
+    let asked = std::env::var("FUZZ_RUNS").ok();
+    asked.and_then(|runs| runs.parse().ok()).unwrap_or(100_000)
+}
 
 /// splitmix64.
 struct Dice(u64);
@@ -80,16 +92,39 @@ fn fuzz(seed: u64, good: &[u8], parse: impl Fn(&[u8])) {
 
 #[test]
 fn fuzz_every_parser_headers() {
-    let mut good = [0u8; 48];
-    good[0] = 0x25;
-    good[1] = 0x81;
-    fuzz(1, &good, |input| {
-        if let Some(header) = input.first_chunk() {
-            if let Ok(pdu) = Response::parse(header) {
-                assert!(pdu.generic().data_len.get() < 1 << 24);
-            }
+    const OPCODES: [u8; 10] = [0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x3f];
+    let mut dice = Dice(1);
+    let mut good = 0;
+    for run in 0..RUNS {
+        let mut header = [0; 48];
+        if run % 2 == 0 {
+            dice.fill(&mut header);
         }
-    });
+        if run % 8 < 7 {
+            header[0] = OPCODES[dice.below(OPCODES.len())];
+            header[1] |= 0x80;
+            header[4] = 0;
+        }
+        for _ in 0..dice.below(4) {
+            header[dice.below(48)] = dice.next() as u8;
+        }
+        if let Ok(pdu) = Response::parse(&header) {
+            good += 1;
+            assert!(pdu.generic().data_len.get() < 1 << 24);
+        }
+    }
+    assert!(good > RUNS / 8, "only {good} were well-formed");
+}
+
+/// As [`fuzz`], with text: every input reaches the parser.
+fn fuzz_text(seed: u64, good: &str, parse: impl Fn(&str)) {
+    let mut dice = Dice(seed);
+    let mut space = [0; 256];
+    for _ in 0..RUNS {
+        let len = dice.input(good.as_bytes(), &mut space).len();
+        space[..len].iter_mut().for_each(|byte| *byte &= 0x7f);
+        parse(std::str::from_utf8(&space[..len]).expect("ASCII"));
+    }
 }
 
 #[test]
@@ -99,18 +134,22 @@ fn fuzz_every_parser_text_pairs_and_values() {
         b"TargetAddress=10.0.0.1:3260,1\0CHAP_C=0x0102\0MaxBurstLength=262144\0",
         |input| {
             if let Ok(pairs) = text::parse_pairs(input) {
-                for (_, value) in pairs {
-                    let _ = text::parse_number(value);
-                    assert!(text::parse_binary(value, 16).is_none_or(|bytes| bytes.len() <= 16));
-                    let _ = (check_name(value), value.parse::<Portal>());
-                }
+                assert!(pairs.len() <= input.len());
             }
         },
     );
-    fuzz(3, b"0bQUJDREVGR0g=", |input| {
-        if let Ok(value) = std::str::from_utf8(input) {
-            let _ = (text::parse_binary(value, 1024), text::parse_number(value));
-        }
+    for (seed, good) in [(3, "0bQUJDREVGR0g="), (14, "0x0102030405060708")] {
+        fuzz_text(seed, good, |value| {
+            let _ = text::parse_number(value);
+            assert!(text::parse_binary(value, 16).is_none_or(|bytes| bytes.len() <= 16));
+            assert!(text::parse_binary(value, 1024).is_none_or(|bytes| bytes.len() <= 256));
+        });
+    }
+    fuzz_text(15, "iqn.2024-12.tp2.b3:data-chunk1", |value| {
+        let _ = check_name(value);
+    });
+    fuzz_text(16, "[fd00::1]:3260", |value| {
+        let _ = value.parse::<Portal>();
     });
 }
 
@@ -211,49 +250,209 @@ fn fuzz_every_parser_reservations_and_port_groups() {
     });
 }
 
-/// Random bytes and mutated responses during the login, without and with CHAP.
-#[test]
-fn logins() {
-    let mut dice = Dice(11);
-    for turn in 0..2 * SESSIONS {
-        let mut config = config(Offer::default());
-        let has_chap = turn % 2 == 1;
+/// Keys and values that a login or a text negotiation may meet, right and wrong.
+const KEYS: [&str; 24] = [
+    "HeaderDigest",
+    "DataDigest",
+    "MaxConnections",
+    "InitialR2T",
+    "ImmediateData",
+    "MaxRecvDataSegmentLength",
+    "MaxBurstLength",
+    "FirstBurstLength",
+    "DefaultTime2Wait",
+    "DefaultTime2Retain",
+    "MaxOutstandingR2T",
+    "DataPDUInOrder",
+    "DataSequenceInOrder",
+    "ErrorRecoveryLevel",
+    "TaskReporting",
+    "iSCSIProtocolLevel",
+    "IFMarker",
+    "OFMarkInt",
+    "TargetPortalGroupTag",
+    "TargetAddress",
+    "SessionType",
+    "CHAP_A",
+    "AuthMethod",
+    "X-com.example.what",
+];
+const VALUES: [&str; 16] = [
+    "None",
+    "CRC32C",
+    "CRC32C,None",
+    "Yes",
+    "No",
+    "0",
+    "1",
+    "512",
+    "65536",
+    "16777215",
+    "0x1000",
+    "99999999999999999999",
+    "Reject",
+    "NotUnderstood",
+    "RFC3720",
+    "FastAbort,ResponseFence",
+];
+
+fn push_pairs(dice: &mut Dice, text: &mut Vec<u8>) {
+    for _ in 0..dice.below(8) {
+        let (key, value) = (
+            KEYS[dice.below(KEYS.len())],
+            VALUES[dice.below(VALUES.len())],
+        );
+        text.extend(format!("{key}={value}\0").as_bytes());
+    }
+}
+
+fn damage(dice: &mut Dice, bytes: &mut [u8]) {
+    if !bytes.is_empty() && dice.below(4) == 0 {
+        for _ in 0..1 + dice.below(3) {
+            let at = dice.below(bytes.len());
+            bytes[at] = dice.next() as u8;
+        }
+    }
+}
+
+/// Right, nearly right and wrong responses, until so many were taken in by a login in the stage that
+/// `chap` leads to: KeyTable without it, ChapClient with it.
+fn fuzz_login(seed: u64, has_chap: bool) {
+    let mut dice = Dice(seed);
+    let mut taken = 0;
+    let mut ended_well = 0;
+    while taken < runs() {
+        let mut config = config(Offer::default()).login;
         if has_chap {
             let secret = |text: &str| Secret::new(text).expect("a secret");
             let target = ("t".to_owned(), secret("the target's secret"));
             let chap = ChapConfig::new("u", secret("our own secret"), Some(target), &[]);
-            config.login.chap = Some(chap.expect("two secrets"));
+            config.chap = Some(chap.expect("two secrets"));
         }
-        let mut peer = Peer::new(config);
+        config.entropy.fill_with(|| dice.next());
+        let mut login = Login::new(config);
         for round in 0..5 {
-            peer.pump();
-            let (stage, next) = match (has_chap, round) {
-                (true, 0..=1) | (false, 0) => (0, 1),
-                (true, 2) => (0, 1),
-                _ => (1, 3),
-            };
-            let mut response = peer.login_response(stage, next);
-            if has_chap && round < 2 {
-                response.flags = 0;
-            }
-            let keys: &[u8] = match (has_chap, round) {
-                (false, 0) => b"TargetPortalGroupTag=1\0AuthMethod=None\0",
-                (true, 0) => b"TargetPortalGroupTag=1\0AuthMethod=CHAP\0",
-                (true, 1) => b"CHAP_A=5\0CHAP_I=7\0CHAP_C=0x0102030405060708\0",
-                (true, 2) => b"CHAP_N=t\0CHAP_R=0b0123456789abcdef012345\0",
-                _ => b"HeaderDigest=None\0MaxBurstLength=4096\0InitialR2T=Yes\0",
-            };
-            let mut wire = peer.encode(response.as_bytes(), keys);
-            for _ in 0..dice.below(3) {
-                let at = dice.below(wire.len());
-                wire[at] = dice.next() as u8;
-            }
-            peer.session.handle_bytes(peer.now, &wire);
-            if peer.session.is_closed() {
+            if login.poll_transmit().is_none() {
                 break;
             }
+            let (stage, next, mut text) = match (has_chap, round) {
+                (false, 0) => (0, 1, b"TargetPortalGroupTag=1\0AuthMethod=None\0".to_vec()),
+                (true, 0) => (0, 1, b"TargetPortalGroupTag=1\0AuthMethod=CHAP\0".to_vec()),
+                (true, 1) => {
+                    let algorithm = [5, 6, 7, 8, 5][dice.below(5)];
+                    let mut challenge = vec![0; 1 + dice.below(40)];
+                    dice.fill(&mut challenge);
+                    let challenge: String =
+                        challenge.iter().map(|byte| format!("{byte:02x}")).collect();
+                    let text = format!(
+                        "CHAP_A={algorithm}\0CHAP_I={}\0CHAP_C=0x{challenge}\0",
+                        dice.below(300)
+                    );
+                    (0, 1, text.into_bytes())
+                }
+                (true, 2) => (
+                    0,
+                    1,
+                    b"CHAP_N=t\0CHAP_R=0b0123456789abcdef012345==\0".to_vec(),
+                ),
+                _ => (1, 3, b"HeaderDigest=None\0MaxBurstLength=4096\0".to_vec()),
+            };
+            if dice.below(2) == 0 {
+                push_pairs(&mut dice, &mut text);
+            }
+            damage(&mut dice, &mut text);
+            let is_middle = has_chap && round < 2;
+            let mut response = LoginResponse {
+                opcode: opcode::LOGIN_RESPONSE,
+                flags: LoginRequest::stage_flags(!is_middle, false, stage, next),
+                isid: [0x80, 1, 2, 3, 4, 5],
+                tsih: U16::new(u16::from(next == 3)),
+                task_tag: U32::new(0x7fff_fffe),
+                stat_sn: U32::new(100 + round),
+                exp_cmd_sn: U32::new(peer::FIRST_CMD_SN),
+                max_cmd_sn: U32::new(peer::FIRST_CMD_SN),
+                ..LoginResponse::default()
+            };
+            if is_middle {
+                response.flags = 0;
+            }
+            let mut bytes: [u8; 48] = response.as_bytes().try_into().expect("48 bytes");
+            if dice.below(16) == 0 {
+                bytes[dice.below(48)] = dice.next() as u8;
+            }
+            let response = LoginResponse::read_from_bytes(&bytes).expect("48 bytes");
+            let result = login.handle_response(&response, &text);
+            taken += u64::from(has_chap == (stage == 0) || round > 2);
+            match result {
+                Ok(Step::Continue) => {}
+                Ok(Step::Done(_)) => {
+                    ended_well += 1;
+                    break;
+                }
+                Err(_) => break,
+            }
         }
-        peer.session.transmit();
+    }
+    assert!(
+        has_chap || ended_well > runs() / 100,
+        "{ended_well} logins got through"
+    );
+}
+
+#[test]
+fn fuzz_login_keys() {
+    fuzz_login(11, false);
+}
+
+#[test]
+fn fuzz_login_chap() {
+    fuzz_login(12, true);
+}
+
+/// The whole initiator, identification included, against a disk whose answers are changed at random:
+/// a login ends by its deadline, whatever comes.
+#[test]
+fn fuzz_identification() {
+    for seed in 0..runs() / 100 {
+        let world = link::world(move |_, _, wire| async move {
+            let mut dice = Dice(seed);
+            link::disk_that(wire, |turn| spoil(&mut dice, turn)).await;
+        });
+        let deadline = world.rt.now() + Duration::from_secs(5);
+        let open = world.port.open(LoginAs::Own, deadline);
+        let rt = world.rt.clone();
+        world.world.block_on(async move {
+            let Ok(session) = open.await else { return };
+            let deadline = rt.now() + Duration::from_secs(5);
+            let _ = session.control(Control::Identify, deadline).await;
+            assert!(rt.now() <= deadline);
+            session.logout(rt.now() + Duration::from_secs(1)).await;
+        });
+        assert!(
+            world.rt.now() <= deadline + Duration::from_secs(7),
+            "seed {seed}"
+        );
+    }
+}
+
+fn spoil(dice: &mut Dice, turn: &mut link::Turn) {
+    match dice.below(24) {
+        0 => {
+            let (code, key) = (0x70 + dice.below(4) as u8, dice.below(16) as u8);
+            turn.check(code, key, dice.next() as u8, dice.below(16) as u8);
+        }
+        1 => {
+            turn.status = [0x02, 0x04, 0x08, 0x18, 0x28, 0x30, 0x40][dice.below(7)];
+            turn.data.clear();
+        }
+        2 => turn.is_dropped = dice.below(4) == 0,
+        3 => turn.message = Some(link::message(dice.below(7) as u8)),
+        4 | 5 if !turn.data.is_empty() => {
+            let at = dice.below(turn.data.len());
+            turn.data[at] = dice.next() as u8;
+        }
+        6 => turn.data.truncate(dice.below(turn.data.len() + 1)),
+        _ => {}
     }
 }
 
@@ -261,13 +460,20 @@ fn logins() {
 /// each task ends exactly once and nothing hangs.
 #[test]
 fn sessions() {
-    for seed in 0..SESSIONS {
+    let pool = Pool::new(64 << 20);
+    let mut seed = 0;
+    let mut answers = 0;
+    while answers < runs() {
+        seed += 1;
         let mut dice = Dice(seed);
         let (offer, keys) = negotiated(seed);
-        let mut peer = Peer::logged_in(offer, keys);
+        let mut peer = Peer::with_pool(config(offer), pool.clone()).after_login(keys);
         let mut open: BTreeMap<_, u32> = BTreeMap::new();
         let mut tags: Vec<U32> = Vec::new();
         for _ in 0..40 {
+            if peer.session.is_closed() {
+                break;
+            }
             match dice.below(16) {
                 0..=2 if peer.session.is_open() => {
                     open.insert(peer.read(512 << dice.below(6)), 0);
@@ -310,6 +516,7 @@ fn sessions() {
                 }
                 _ => {
                     tags.extend(peer.all().iter().map(|pdu| pdu.generic().task_tag));
+                    answers += u64::from(!peer.session.is_closed());
                     let wire = response(&mut peer, &mut dice, &tags);
                     let cut = dice.below(wire.len() + 1);
                     peer.session.handle_bytes(peer.now, &wire[..cut]);

@@ -78,7 +78,11 @@ pub(crate) fn config(offer: Offer) -> SessionConfig {
 impl Peer {
     /// Before the first byte.
     pub(crate) fn new(config: SessionConfig) -> Peer {
-        let pool = Pool::new(64 << 20);
+        Peer::with_pool(config, Pool::new(64 << 20))
+    }
+
+    /// The same with memory that many share, one after the other.
+    pub(crate) fn with_pool(config: SessionConfig, pool: Pool) -> Peer {
         let now = Instant(1_000_000_000);
         Peer {
             session: Session::new(config, pool.clone(), now),
@@ -96,11 +100,15 @@ impl Peer {
 
     /// After a login in which the target answered `keys` to the operational offer.
     pub(crate) fn logged_in(offer: Offer, keys: &[u8]) -> Peer {
-        let mut peer = Peer::new(config(offer));
-        peer.log_in(keys);
-        let events = peer.events();
+        Peer::new(config(offer)).after_login(keys)
+    }
+
+    /// The same session after that login.
+    pub(crate) fn after_login(mut self, keys: &[u8]) -> Peer {
+        self.log_in(keys);
+        let events = self.events();
         assert!(matches!(events[..], [Event::LoggedIn(_)]), "{events:?}");
-        peer
+        self
     }
 
     pub(crate) fn log_in(&mut self, keys: &[u8]) {

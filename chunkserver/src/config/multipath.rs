@@ -152,7 +152,10 @@ fn in_vain(s: &Section, warnings: &mut Vec<Problem>) {
         warn("marginal_pathgroups", text.to_owned());
     }
     let fence = s.text("fence");
-    if s.is_set("reservation_key") && fence != "pr" {
+    if s.text("reservation_key").starts_with("file") {
+        let text = "reservation_key file acts as unset: each path's key comes from its ISID";
+        warn("reservation_key", text.to_owned());
+    } else if s.is_set("reservation_key") && fence != "pr" {
         let text =
             format!("reservation_key has no effect with fence {fence:?}: only \"pr\" uses keys");
         warn("reservation_key", text);
@@ -250,7 +253,8 @@ fn reservation_key(s: &Section, errors: &mut Vec<Problem>) -> Option<u64> {
     // The suffix asks for persistence through power loss, which a fence has no use for.
     let digits = text.strip_suffix(":aptpl").unwrap_or(text);
     match digits {
-        "" | "unset" => return None,
+        // The key store of multipathd: `in_vain` says that there is none here.
+        "" | "unset" | "file" => return None,
         hex => match u64::from_str_radix(hex.strip_prefix("0x").unwrap_or(hex), 16) {
             Ok(key) if key != 0 => return Some(key),
             _ => {}

@@ -180,6 +180,17 @@ fn what_multipath_conf_says_in_vain() {
     }
 }
 
+/// `reservation_key file` is valid there (mpathpersist's store) and means nothing here.
+#[test]
+fn the_key_store_of_multipathd_is_not_asked() {
+    let conf = "defaults {\n reservation_key file\n}\n";
+    let loaded = with_conf("store.conf", conf, "");
+    assert!(loaded.errors.is_empty(), "{:?}", loaded.errors);
+    let got: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    let want = "store.conf:2: reservation_key file acts as unset";
+    assert!(got.iter().any(|w| w.contains(want)), "{got:?}");
+}
+
 /// Each option where multipath.conf(5) lists it, and nowhere else.
 #[test]
 fn options_in_sections_that_do_not_take_them() {

@@ -54,10 +54,11 @@ pub(super) fn shown_name(d: &Device) -> &str {
     d.alias.as_deref().unwrap_or(&d.name)
 }
 
+/// Whether requests would wait for a path, or do: as multipath shows it, also with all paths up.
 pub(super) fn features(d: &Device) -> &'static str {
-    match d.queue_if_no_path {
-        true => "1 queue_if_no_path",
-        false => "0",
+    match d.queueing.as_deref() {
+        None | Some("off" | "-") => "0",
+        Some(_) => "1 queue_if_no_path",
     }
 }
 
@@ -211,7 +212,8 @@ mod tests {
     #[test]
     fn as_multipath_prints_it() {
         let mut paths = sample();
-        paths.devices[1].queue_if_no_path = true;
+        paths.devices[0].queueing = Some("off".to_owned());
+        paths.devices[1].queueing = Some("57 sec".to_owned());
         assert_eq!(
             tree(&paths),
             "sto1 (36001405d363af4e9a69472cbd4711629) sto1 IET,VIRTUAL-DISK\n\

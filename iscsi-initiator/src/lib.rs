@@ -85,20 +85,20 @@
 //! |---|---|
 //! | Login stages, C bit, T = 0 answers, status classes (§6.3, §11.12, §11.13) | supported; every login begins at SecurityNegotiation, so that an earlier session of the same name and ISID is reinstated also by targets that look for it only there |
 //! | Redirects, temporary and permanent (§11.13.5) | followed to a numeric address, at most three; permanent ones are warned of |
-//! | Operational keys (§13) | all negotiated, each answer checked against its result function; what the target proposes is answered, unknown keys with NotUnderstood. InitiatorAlias and X#NodeArchitecture, which decide nothing, are not sent |
+//! | Operational keys (§13) | all negotiated, each answer checked against its result function; what the target proposes is answered: unknown keys with NotUnderstood, keys of §13 out of place with Reject. InitiatorAlias and X#NodeArchitecture, which decide nothing, are not sent |
 //! | AuthMethod (§12) | None, CHAP one-way and mutual: MD5, SHA-1, SHA-256, SHA3-256; secrets of 1–255 bytes, short ones warned of; reflections and equal secrets refused. Kerberos and SRP are not offered |
 //! | HeaderDigest, DataDigest (§13.1) | CRC32C; one that is demanded and refused fails the login; a mismatch closes the session |
 //! | CmdSN window, also closed, immediate requests, StatSN, DataSN, R2TSN, ExpDataSN (§4.2.2, §7.9) | supported and checked; a gap closes the session |
-//! | Immediate and unsolicited data, R2T, MaxOutstandingR2T > 1 (§4.2.5) | supported; R2Ts against the rules close the session, and GOOD for a write whose data were not all fetched is no success |
+//! | Immediate and unsolicited data, R2T, MaxOutstandingR2T > 1 (§4.2.5) | supported; R2Ts against the rules close the session, and GOOD for a write whose data were not all fetched, or had not all left, is no success |
 //! | DataPDUInOrder, DataSequenceInOrder = No (§13.18, §13.19) | supported when offered |
 //! | AHS (§11.2.2) | extended CDBs are sent ([`client::Client::command_long`]); bidirectional commands are not; an AHS in a response, where RFC 7143 has none, closes the session |
 //! | Task management (§11.5) | ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET, TARGET WARM and COLD RESET, the answers taken as evidence; CLEAR ACA (NACA is never set) and TASK REASSIGN (level 2) are not sent |
 //! | TaskReporting (§13.23) | ResponseFence and RFC3720; FastAbort on demand ([`login::keys::Offer::fast_abort`]) |
 //! | NOP both ways (§11.18, §11.19) | supported, echoes compared; acknowledges within 1 s when nothing else is sent; a target that pings on and on and does not read the answers loses the session |
 //! | Async messages (§11.9) | 0 sense as news; 1 nothing new is sent, what is under way is answered, then a logout in time, by ourselves if nobody asks for it; 2 and 3 end the session, Time2Wait is kept; 4 answered by a text request; 5 in FastAbort sessions, else a protocol error; others logged |
-//! | Reject (§11.17) | 06 fails one immediate request; any other closes the session, because a command it names leaves a hole in CmdSN |
-//! | Text in full feature phase, SendTargets (§11.10, app. C) | supported in pieces both ways; MaxRecvDataSegmentLength takes effect when the negotiation is over |
-//! | Logout (§11.14) | closes the session, after what is outstanding, and is waited for no longer than for a ping; removing a connection for recovery is level 2 |
+//! | Reject (§11.17) | 06 fails one immediate request, or has an answer to a ping sent again; any other closes the session, because a command it names leaves a hole in CmdSN |
+//! | Text in full feature phase, SendTargets (§11.10, app. C) | supported in pieces both ways; MaxRecvDataSegmentLength takes effect when the negotiation is over. A discovery session sends text and a logout, and answers pings; nothing else (§13.21) |
+//! | Logout (§11.14) | reason 0, close the session, after what is outstanding; waited for no longer than for a ping. Reason 1 would say the same of the only connection. Reason 2, remove a connection for recovery, is not sent: it leads to task reassignment, which is level 2. Recovery at level 0 is a reset connection and a login that reinstates the session |
 //! | Session reinstatement (§6.3.5) | supported: fixed ISIDs, TSIH 0 |
 //! | ErrorRecoveryLevel 1 and 2, SNACK, MC/S (§7) | refused: level 0 and one connection are negotiated; whatever breaks ends the session, and each command with it, as `applied: no` or unknown |
 //! | iSCSIProtocolLevel 2 (RFC 7144) | not offered |

@@ -106,35 +106,152 @@ fn stream_split_at_every_byte() {
     assert!(good(&peer.outcomes()[0].1) == data);
 }
 
-/// P10: after each byte of a stream the connection may end; every task ends once.
+/// P10: after each byte of a stream, with digests and without, the connection may end; every task ends
+/// once, as executed, or as lost with what is known of it.
 #[test]
 fn kill_at_every_byte() {
-    let build = || {
-        let mut peer = plain();
-        peer.read(512);
-        peer.write(&bytes(1024));
-        let tags: Vec<U32> = peer
-            .all()
-            .iter()
-            .map(|pdu| pdu.generic().task_tag)
-            .collect();
-        let mut wire = Vec::new();
-        let data = peer.last_data_in(tags[0], 0, 0);
-        wire.extend(peer.encode(data.as_bytes(), &bytes(512)));
-        let r2t = peer.r2t(tags[1], 0, 0, 1024);
-        wire.extend(peer.encode(r2t.as_bytes(), b""));
-        let response = peer.scsi_response(tags[1]);
-        wire.extend(peer.encode(response.as_bytes(), b""));
-        (peer, wire)
+    for start in [plain, digests] {
+        let build = || {
+            let mut peer = start();
+            peer.read(512);
+            peer.write(&bytes(1024));
+            let tags: Vec<U32> = peer
+                .all()
+                .iter()
+                .filter(|pdu| pdu.opcode() == opcode::SCSI_COMMAND)
+                .map(|pdu| pdu.generic().task_tag)
+                .collect();
+            let mut wire = Vec::new();
+            let data = peer.last_data_in(tags[0], 0, 0);
+            wire.extend(peer.encode(data.as_bytes(), &bytes(512)));
+            let read_ends = wire.len();
+            let response = ScsiResponse {
+                status: 0x18,
+                ..peer.scsi_response(tags[1])
+            };
+            wire.extend(peer.encode(response.as_bytes(), b""));
+            // Nobody asks what there is to be sent any more: this one never leaves.
+            peer.session.submit(unsent()).expect("open");
+            (peer, wire, read_ends)
+        };
+        let (_, wire, read_ends) = build();
+        for cut in 0..=wire.len() {
+            let (mut peer, wire, _) = build();
+            peer.session.handle_bytes(peer.now, &wire[..cut]);
+            peer.session.receive_space();
+            peer.session.received(peer.now, 0);
+            assert!(peer.session.is_closed());
+            let lost: Vec<Option<Applied>> = peer
+                .outcomes()
+                .into_iter()
+                .map(|(_, outcome)| match outcome {
+                    Outcome::Lost { applied, .. } => Some(applied),
+                    _ => None,
+                })
+                .collect();
+            let unknown = |is_over: bool| (!is_over).then_some(Applied::Unknown);
+            let wanted = [
+                unknown(cut >= read_ends),
+                unknown(cut == wire.len()),
+                Some(Applied::No),
+            ];
+            assert_eq!(lost, wanted, "cut at {cut}");
+        }
+    }
+}
+
+fn unsent() -> Command {
+    Command {
+        lun: LUN,
+        cdb: [0; 16],
+        transfer: Transfer::None,
+        attribute: Attribute::Simple,
+    }
+}
+
+/// The same in the login: no byte of it opens a session before the last one.
+#[test]
+fn kill_at_every_byte_of_the_login() {
+    let wire = |peer: &mut Peer| {
+        let first = peer.login_response(0, 1);
+        let first = peer.encode(first.as_bytes(), b"TargetPortalGroupTag=1\0");
+        let last = peer.login_response(1, 3);
+        (first, peer.encode(last.as_bytes(), b"InitialR2T=Yes\0"))
     };
-    let (_, wire) = build();
-    for cut in 0..=wire.len() {
-        let (mut peer, wire) = build();
-        peer.session.handle_bytes(peer.now, &wire[..cut]);
+    let (first, last) = wire(&mut Peer::new(config(Offer::default())));
+    let len = first.len() + last.len();
+    for cut in 0..=len {
+        let mut peer = Peer::new(config(Offer::default()));
+        peer.next();
+        wire(&mut peer);
+        peer.session
+            .handle_bytes(peer.now, &first[..cut.min(first.len())]);
+        peer.all();
+        peer.session
+            .handle_bytes(peer.now, &last[..cut.saturating_sub(first.len())]);
         peer.session.receive_space();
         peer.session.received(peer.now, 0);
-        assert_eq!(peer.outcomes().len(), 2, "cut at {cut}");
-        assert!(peer.session.is_closed());
+        let events = peer.events();
+        let is_open = matches!(events[0], Event::LoggedIn(_));
+        assert_eq!(is_open, cut == len, "cut at {cut}: {events:?}");
+        assert!(matches!(events.last(), Some(Event::Closed(_))));
+    }
+}
+
+/// §11.1: reserved bits and bytes of whatever a target sends change nothing.
+#[test]
+fn reserved_bits_received_change_nothing() {
+    let run = |noise: u8| {
+        let mut peer = plain();
+        let mut ended = Vec::new();
+        let mut say = |peer: &mut Peer, header: &[u8], reserved: &[usize], data: &[u8]| {
+            let mut header = header.to_vec();
+            header[0] |= noise & 0x80;
+            reserved.iter().for_each(|&at| header[at] |= noise);
+            let wire = peer.encode(&header, data);
+            peer.session.handle_bytes(peer.now, &wire);
+            ended.extend(peer.outcomes());
+            let sent = peer.all();
+            let kept = |pdu: &peer::Sent| (pdu.header, pdu.data.clone());
+            sent.iter().map(kept).collect::<Vec<_>>()
+        };
+        let mut sent = Vec::new();
+        peer.read(512);
+        let tag = peer.next().generic().task_tag;
+        let data = peer.last_data_in(tag, 0, 0);
+        sent.push(say(&mut peer, data.as_bytes(), &[2], &bytes(512)));
+        peer.write(&bytes(512));
+        let tag = peer.next().generic().task_tag;
+        let r2t = peer.r2t(tag, 0, 0, 512);
+        sent.push(say(&mut peer, r2t.as_bytes(), &[2, 3], b""));
+        let response = peer.scsi_response(tag);
+        sent.push(say(&mut peer, response.as_bytes(), &[8, 12, 15], b""));
+        let ping = peer.nop_in(u32::MAX, 7);
+        sent.push(say(&mut peer, ping.as_bytes(), &[2, 3, 36, 40, 47], b""));
+        peer.session
+            .manage(Function::LunReset, LUN, None)
+            .expect("open");
+        let tag = peer.next().generic().task_tag;
+        let tmf = peer.tmf_response(tag, 0);
+        sent.push(say(&mut peer, tmf.as_bytes(), &[3, 8, 20, 36, 47], b""));
+        peer.session.text(b"X-a=1\0".to_vec()).expect("open");
+        let tag = peer.next().generic().task_tag;
+        let text = peer.text_response(tag, u32::MAX);
+        sent.push(say(
+            &mut peer,
+            text.as_bytes(),
+            &[2, 3, 36, 47],
+            b"X-a=NotUnderstood\0",
+        ));
+        let message = peer.async_message(200);
+        sent.push(say(&mut peer, message.as_bytes(), &[2, 3, 20, 44, 47], b""));
+        let open = peer.session.is_open();
+        assert!(open, "{noise:#04x}");
+        (ended, sent)
+    };
+    let clean = run(0);
+    for noise in [0xff, 0x80, 0x01, 0x55] {
+        assert_eq!(run(noise), clean, "{noise:#04x}");
     }
 }
 

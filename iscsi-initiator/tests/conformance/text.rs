@@ -200,3 +200,45 @@ fn text_answers_against_the_rules() {
     }
     assert!(peer.session.is_closed());
 }
+
+/// App. C: a list of targets that takes many responses, cut anywhere, is joined.
+#[test]
+fn sendtargets_answer_in_many_responses() {
+    let list: String = (0..2000)
+        .map(|n| {
+            format!(
+                "TargetName=iqn.{n}\0TargetAddress=10.3.{}.{},1\0",
+                n / 250,
+                n % 250
+            )
+        })
+        .collect();
+    let mut peer = plain();
+    let tag = peer.session.text(b"SendTargets=All\0".to_vec());
+    let mut pieces = list.as_bytes().chunks(7001).peekable();
+    let mut rounds = 0;
+    while let Some(piece) = pieces.next() {
+        let request = peer.next();
+        assert_eq!(
+            request.data.is_empty(),
+            rounds > 0,
+            "only the first one asks"
+        );
+        rounds += 1;
+        let is_last = pieces.peek().is_none();
+        let mut response = peer.text_response(
+            request.generic().task_tag,
+            if is_last { u32::MAX } else { 5 },
+        );
+        if !is_last {
+            response.flags |= flag::CONTINUE;
+        }
+        peer.send(response, piece);
+    }
+    assert!(rounds > 8);
+    let done = (tag.expect("open"), Outcome::Text(list.clone().into_bytes()));
+    assert_eq!(peer.outcomes(), [done]);
+    let asked = "10.3.1.1".parse().expect("portal");
+    let targets = iscsi_initiator::discover::parse_targets(list.as_bytes(), asked);
+    assert_eq!(targets.expect("a list").len(), 2000);
+}

@@ -3,10 +3,11 @@
 
 mod support;
 
-use blockdev::path::{CommandError, LoginAs, PathSession};
-use blockdev::{Durability, Pool, Sector};
+use blockdev::path::{Command, CommandError, Control, ControlError, LoginAs, PathSession, Sent};
+use blockdev::{Durability, IoCtx, Pool, Sector};
 use iscsi_initiator::commands::Extent;
 use iscsi_initiator::login::keys::Offer;
+use iscsi_initiator::name::Portal;
 use iscsi_initiator::session::{Function, Outcome};
 use std::time::Duration;
 use support::{exercise, initiator, login, pattern, port, run, Tgt};
@@ -82,6 +83,68 @@ fn task_management_functions() {
         exercise(&session, 24).await;
         assert!(session.is_alive());
     });
+}
+
+/// §11.5.1: ABORT TASK names a READ that is on its way. tgt may have answered it before, which it then
+/// says; either way the READ ends once, and the session goes on.
+#[test]
+fn abort_task_of_a_read_under_way() {
+    let tgt = Tgt::start();
+    run(|rt| async move {
+        let session = login(&initiator(&rt), tgt.portal()).await.expect("login");
+        let limit = || rt.now() + Duration::from_secs(5);
+        let read = || {
+            let command = Command::Read {
+                at: Sector(0),
+                sectors: 2048,
+            };
+            session.submit(command, IoCtx::foreground())
+        };
+        for _ in 0..16 {
+            let (ticket, done) = read();
+            let (_, other) = read();
+            while session.sent(ticket) == Sent::Not {
+                rt.sleep(Duration::from_micros(10)).await;
+            }
+            let aborted = session.control(Control::AbortTask(ticket), limit()).await;
+            assert!(
+                matches!(aborted, Ok(()) | Err(ControlError::Refused(_))),
+                "{aborted:?}"
+            );
+            match done.await {
+                Ok(data) => assert_eq!(data.into_data().len(), 1 << 20),
+                Err(CommandError::Status { status: 0x40, .. }) => {}
+                Err(error) => panic!("{error}"),
+            }
+            other.await.expect("another task is not touched");
+        }
+        exercise(&session, 25).await;
+        assert!(session.is_alive());
+    });
+}
+
+/// §11.13.5, status class 1: tgt sends the login to another portal, where the session is then.
+#[test]
+fn a_redirect_is_followed_and_shown() {
+    for reason in ["Temporary", "Permanent"] {
+        let (from, to) = (Tgt::start(), Tgt::start());
+        // Another address: tgt takes a redirect to its own, whatever the port, for none.
+        let wanted = Portal {
+            address: "127.0.0.2".parse().expect("address"),
+            ..to.portal()
+        };
+        let listen = format!("portal={wanted}");
+        to.admin(&["--op", "new", "--mode", "portal", "--param", &listen]);
+        from.set("RedirectAddress", &wanted.address.to_string());
+        from.set("RedirectPort", &wanted.port.to_string());
+        from.set("RedirectReason", reason);
+        run(|rt| async move {
+            let session = login(&initiator(&rt), from.portal()).await.expect("login");
+            assert_eq!(session.portal(), wanted, "{reason}");
+            exercise(&session, 26).await;
+            drop(to);
+        });
+    }
 }
 
 /// Commands that no path needs, and those that tgt does not know: refused with sense that came with

@@ -108,6 +108,8 @@ impl Inner {
 
     /// Sees to it that the sweep runs at `at` at the latest.
     pub(crate) fn sweep_by(&self, at: Instant) {
+        // A timer of the past is told as one of now, and would not be known again.
+        let at = at.max(self.rt.now());
         if at < self.sweep.armed.get() {
             self.sweep.armed.set(at);
             self.arm(at, TOKEN_DUE);

@@ -261,6 +261,24 @@ fn a_held_write_that_gives_up_was_never_applied() {
     assert_eq!((error.kind, error.applied), (Kind::Late, Applied::No));
 }
 
+/// A deadline that has passed already is told, and everything else is looked after as before.
+#[test]
+fn a_deadline_of_the_past_does_not_stop_the_clock() {
+    let rig = Rig::new();
+    rig.san.set_hung(true);
+    let deadline = rig.world.now();
+    rig.run(ms(5));
+    let late = rig.write_with(8, &[3; 4096], Durability::Cache, by(deadline));
+    let late = rig.world.spawn_handle(late);
+    rig.run(ms(10));
+    let error = late.try_take().expect("told").unwrap_err();
+    assert_eq!(error.kind, Kind::Late);
+    rig.san.set_hung(false);
+    rig.san.set_link(0, Link::Silent);
+    let (result, time) = rig.time(rig.read(64));
+    assert!(result.is_ok() && time <= ms(150), "{result:?} {time:?}");
+}
+
 #[test]
 fn all_paths_gone_queues_alone_and_fails_as_a_mirror_leg() {
     let rig = Rig::new();

@@ -96,6 +96,7 @@ impl Run {
         let options = SanOptions {
             flavour,
             portal_groups,
+            asks_within: (draw.below(3) == 0).then_some(ms(2)),
             ..SanOptions::default()
         };
         let paths = options.portal_groups.len();
@@ -171,7 +172,11 @@ impl Run {
 
     fn fault(&mut self) {
         let path = self.draw.below(self.paths as u64) as usize;
-        match self.draw.below(10) {
+        match self.draw.below(11) {
+            10 => {
+                let fence = self.device.submit(Op::Fence, IoCtx::metadata());
+                drop(self.world.spawn_handle(fence));
+            }
             0..=2 => self.san.set_link(path, Link::Silent),
             3 => self.san.set_link(path, Link::Loud),
             4 | 5 => self.san.set_link(path, Link::Up),

@@ -191,6 +191,8 @@ impl World {
         let Some(next) = self.target.borrow().next_due() else {
             return;
         };
+        // After a stall it may be overdue; a timer of the past is told as one of now.
+        let next = next.max(self.rt.now());
         if next < self.armed.get() {
             self.armed.set(next);
             let owner: Weak<dyn Timed> = self.me.clone();

@@ -17,9 +17,11 @@
 //! - no byte from the target is written outside the buffer of the task it names.
 //!
 //! [`task`] holds the task table, `receive` the stream decoder, `answer` what each PDU of a target
-//! means, `negotiate` text in full feature phase, `transmit` what is sent and in which order.
+//! means, `depth` how many commands a unit takes, `negotiate` text in full feature phase, `transmit`
+//! what is sent and in which order.
 
 mod answer;
+mod depth;
 mod negotiate;
 mod receive;
 pub mod task;
@@ -28,10 +30,10 @@ mod transmit;
 use crate::login::keys::Params;
 use crate::login::{LoggedIn, Login, LoginConfig, LoginFailure};
 use crate::scsi::cdb::Cdb;
-use crate::scsi::status;
 use crate::serial::Serial;
 use blockdev::path::Sense;
 use blockdev::{Applied, Instant, IoVec, PathCause, Pool};
+use depth::Depth;
 use negotiate::Negotiation;
 use receive::Receiver;
 use std::collections::VecDeque;
@@ -257,47 +259,6 @@ enum Phase {
     Draining(Tag),
     LoggingOut(Leave),
     Closed,
-}
-
-/// Back-off of a unit that says TASK SET FULL or BUSY: fewer commands at a time, and one more
-/// after each full round of good ones.
-#[derive(Debug, Clone, Copy)]
-struct Depth {
-    now: usize,
-    max: usize,
-    good: usize,
-}
-
-impl Depth {
-    fn new(max: usize) -> Depth {
-        Depth {
-            now: max,
-            max,
-            good: 0,
-        }
-    }
-
-    /// `in_flight` counts the command that was answered.
-    fn note(&mut self, status: u8, in_flight: usize) {
-        match status {
-            status::TASK_SET_FULL => {
-                self.now = self.now.min(in_flight.saturating_sub(1)).max(1);
-                self.good = 0;
-            }
-            status::BUSY => {
-                self.now = self.now.min(in_flight / 2).max(1);
-                self.good = 0;
-            }
-            status::GOOD if self.now < self.max => {
-                self.good += 1;
-                if self.good >= self.now {
-                    self.now += 1;
-                    self.good = 0;
-                }
-            }
-            _ => {}
-        }
-    }
 }
 
 /// A logout that is sent, or will be with the next bytes.

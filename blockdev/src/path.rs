@@ -238,7 +238,12 @@ pub enum Sent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// LOGICAL UNIT RESET. `Ok` = function complete.
-    LunReset,
+    LunReset {
+        /// Whether its answer ends, as TASK ABORTED, every command that began to leave before it
+        /// (RFC 7143 §4.2.3.3). `false` where the target is known to end none: each of them goes on
+        /// until it has an answer of its own.
+        ends_commands: bool,
+    },
     /// ABORT TASK of one command. `Ok` = function complete.
     AbortTask(Ticket),
     /// NOP-Out with `bytes` of ping data, echoed and compared.

@@ -267,6 +267,11 @@ impl Client {
             .1
     }
 
+    /// LOGICAL UNIT RESET that ends no command of this session; see [`Session::reset_sparing`].
+    pub(crate) fn reset_sparing(&self, lun: [u8; 8]) -> Completion<Outcome> {
+        self.begin(|session, _| session.reset_sparing(lun)).1
+    }
+
     /// Pings the target with `bytes` of data; the outcome is [`Outcome::Pong`] or `Lost`.
     pub fn ping(&self, bytes: usize) -> Completion<Outcome> {
         self.begin(|session, rt| session.ping(rt.now(), bytes)).1

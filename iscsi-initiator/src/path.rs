@@ -465,8 +465,11 @@ impl PathSession for IscsiSession {
         let news = self.news.clone();
         // Sent before the future is polled, so that the order of requests is the order of calls.
         let sent: LocalFuture<Result<(), ControlError>> = match request {
-            Control::LunReset => {
-                let outcome = client.manage(Function::LunReset, lun, None);
+            Control::LunReset { ends_commands } => {
+                let outcome = match ends_commands {
+                    true => client.manage(Function::LunReset, lun, None),
+                    false => client.reset_sparing(lun),
+                };
                 Box::pin(async move { managed(outcome.await) })
             }
             Control::AbortTask(ticket) => match client.progress(tag_of(ticket)) {

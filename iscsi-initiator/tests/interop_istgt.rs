@@ -77,7 +77,12 @@ fn lun_reset_is_answered() {
         let port = port(initiator(&rt), istgt.portal(), 0, 0);
         let session = port.open(LoginAs::Own, limit()).await.expect("login");
         session
-            .control(Control::LunReset, limit())
+            .control(
+                Control::LunReset {
+                    ends_commands: true,
+                },
+                limit(),
+            )
             .await
             .expect("LUN RESET");
         let again = session

@@ -175,7 +175,12 @@ fn ping_and_lun_reset_are_answered() {
                 .expect("ping");
         }
         session
-            .control(Control::LunReset, deadline())
+            .control(
+                Control::LunReset {
+                    ends_commands: false,
+                },
+                deadline(),
+            )
             .await
             .expect("LUN RESET");
         // The reset leaves a unit attention, which is told as news too.

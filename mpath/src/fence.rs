@@ -14,8 +14,8 @@
 //! 5. drop the taints of sessions that were closed before the barrier was sent.
 //!
 //! A reset's answer ends F's own commands that began to leave before it; the session does that, for
-//! it alone knows which. Where the target ends nothing (tgt) such a write counts as unanswered
-//! ([`Inner::outlives_reset`]).
+//! it alone knows which. Where the target ends nothing (tgt) the session is told to spare them: what
+//! still waits for data, which the reset has overtaken, begins when they come, and is answered then.
 //!
 //! The first round of a run also logs in under every ISID of the previous one (rule 7).
 //! A round goes on as long as it must; `fence_timeout` only decides when those who wait for it
@@ -69,7 +69,7 @@ pub(crate) struct Fence {
     /// Grade `none`: no new write until `fence_assume` is over.
     pub(crate) is_assuming: Cell<bool>,
     pub(crate) is_quiet_due: Cell<bool>,
-    /// A LOGICAL UNIT RESET is out on the session of this epoch.
+    /// A LOGICAL UNIT RESET that ends commands is out on the session of this epoch.
     resetting: Cell<Option<u64>>,
     /// ISIDs of an earlier run that this run has not fenced yet; `None`: done.
     earlier: RefCell<Option<Vec<(String, Isid)>>>,
@@ -336,7 +336,7 @@ impl Inner {
             .collect();
         let next_epoch = self.next_epoch.get();
         let what = match fencing.barrier {
-            Barrier::LunReset => self.lun_reset(on, live).await?,
+            Barrier::LunReset => self.lun_reset(on, live, fencing.ends_commands).await?,
             Barrier::OrderedTestUnitReady => self.ordered_barrier(on, live).await?,
             Barrier::Time => self.assume().await?,
         };
@@ -543,10 +543,18 @@ impl Inner {
         Ok(())
     }
 
-    async fn lun_reset(&self, on: &Rc<Path>, live: &Live) -> Result<String, String> {
+    async fn lun_reset(
+        &self,
+        on: &Rc<Path>,
+        live: &Live,
+        ends_commands: bool,
+    ) -> Result<String, String> {
         let deadline = self.rt.now() + BARRIER_REPEAT;
-        self.fence.resetting.set(Some(live.epoch));
-        let answer = live.session.control(Control::LunReset, deadline).await;
+        let reset = Control::LunReset { ends_commands };
+        self.fence
+            .resetting
+            .set(Some(live.epoch).filter(|_| ends_commands));
+        let answer = live.session.control(reset, deadline).await;
         self.fence.resetting.set(None);
         match answer {
             Ok(()) => Ok("LOGICAL UNIT RESET answered".into()),
@@ -582,17 +590,10 @@ impl Inner {
     }
 
     /// Whether a command of the session of `epoch` that ends now as TASK ABORTED was ended by a reset
-    /// of our own. The session ends what began to leave before the reset when that is answered,
-    /// whatever the target does with it (RFC 7143 §11.6).
+    /// of our own. The session ends what began to leave before the reset when that is answered
+    /// (RFC 7143 §4.2.3.3).
     pub(crate) fn is_own_reset(&self, epoch: u64) -> bool {
         self.fence.resetting.get() == Some(epoch)
-    }
-
-    /// Whether a write ended so may still take effect. tgt ends nothing: it answers what it has,
-    /// then the reset; so what is left without an answer still waits for data that the reset has
-    /// overtaken, and begins when they come.
-    pub(crate) fn outlives_reset(&self) -> bool {
-        self.fencing().is_some_and(|f| !f.ends_commands)
     }
 
     /// Grade `none`: nothing proves anything, so no new write for `fence_assume`.

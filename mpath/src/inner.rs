@@ -407,7 +407,7 @@ impl Inner {
             .paths
             .borrow()
             .iter()
-            .filter_map(|p| p.answering_epoch())
+            .filter_map(|p| p.epoch())
             .collect();
         let taints = self.taints.borrow();
         let range = request.work.range();

@@ -124,7 +124,7 @@ impl Inner {
             }
             Verdict::Withdrawn => self.mind_draining(path, &attempt.live),
             Verdict::Again if is_abort(error) && self.is_own_reset(attempt.live.epoch) => {
-                return self.ended_by_reset(attempt, path);
+                return self.ended_by_reset(attempt);
             }
             // Any status is an answer: the unit is done with the command.
             _ => path.last_ok.set(self.rt.now()),
@@ -153,16 +153,9 @@ impl Inner {
         }
     }
 
-    /// A reset of our own has ended the command: it is sent again, and nobody is blamed. Where the
-    /// target may still execute it, it stays unanswered until its session is logged in again.
-    fn ended_by_reset(&self, attempt: &Attempt, path: &Path) {
-        if self.outlives_reset() {
-            path.has_ended_writes
-                .set(path.has_ended_writes.get() || attempt.mutation.is_some());
-            if attempt.taint.is_none() {
-                self.taint_of(attempt);
-            }
-        } else if let Some(taint) = attempt.taint {
+    /// A reset of our own has ended the command: it is sent again, and nobody is blamed.
+    fn ended_by_reset(&self, attempt: &Attempt) {
+        if let Some(taint) = attempt.taint {
             self.drop_taint(taint);
         }
         if let Some(id) = attempt.request {

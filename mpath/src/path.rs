@@ -148,9 +148,6 @@ pub(crate) struct Path {
     pub(crate) in_flight_bytes: Cell<u64>,
     /// Epochs that ended with unanswered commands and whose ISID has not logged in since.
     pub(crate) stale: RefCell<Vec<u64>>,
-    /// Its session holds writes that a reset of ours has ended and the target has not: no answer of
-    /// theirs can come any more.
-    pub(crate) has_ended_writes: Cell<bool>,
     /// The fence uses this path's ISID: its own recovery must not log in.
     pub(crate) reserved: Cell<bool>,
     pub(crate) logging_in: Cell<bool>,
@@ -196,7 +193,6 @@ impl Path {
             in_flight: Cell::new(0),
             in_flight_bytes: Cell::new(0),
             stale: RefCell::default(),
-            has_ended_writes: Cell::new(false),
             reserved: Cell::new(false),
             logging_in: Cell::new(false),
             has_logged_in: Cell::new(false),
@@ -231,18 +227,12 @@ impl Path {
         self.live.borrow().as_ref().map(|l| l.epoch)
     }
 
-    /// The epoch whose unanswered commands may still be answered.
-    pub(crate) fn answering_epoch(&self) -> Option<u64> {
-        self.epoch().filter(|_| !self.has_ended_writes.get())
-    }
-
     /// A new session: its login ended whatever the old one had on its way.
     pub(crate) fn attach(&self, live: Live) {
         let before = self.live.borrow_mut().replace(live);
         assert!(before.is_none(), "one session a path");
         self.reinstated();
         self.suspect.set(false);
-        self.has_ended_writes.set(false);
         self.pace.forget();
         self.count(|c| c.logins += 1);
     }

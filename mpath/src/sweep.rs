@@ -304,7 +304,7 @@ impl Inner {
             .paths
             .borrow()
             .iter()
-            .filter_map(|p| p.answering_epoch())
+            .filter_map(|p| p.epoch())
             .collect();
         let is_any_lost = self
             .taints

@@ -64,7 +64,12 @@ fn data_of_every_size_pass_with_every_manner_of_target() {
             assert_eq!(read.to_vec(), bytes);
         }
         let deadline = Instant::FAR;
-        for control in [Control::LunReset, Control::Ping { bytes: 4096 }] {
+        for control in [
+            Control::LunReset {
+                ends_commands: false,
+            },
+            Control::Ping { bytes: 4096 },
+        ] {
             let done = session.control(control, deadline);
             site.world.block_on(done).expect("done");
         }

@@ -385,6 +385,7 @@ impl Session {
         let Kind::Tmf {
             function,
             referenced,
+            ..
         } = task.kind
         else {
             return Err(Breach::Rule("task management response to another request"));
@@ -418,7 +419,12 @@ impl Session {
         let Some(task) = self.tasks.get(tmf) else {
             return Vec::new();
         };
-        let Kind::Tmf { function, .. } = task.kind else {
+        let Kind::Tmf {
+            function,
+            spares: false,
+            ..
+        } = task.kind
+        else {
             return Vec::new();
         };
         let (cmd_sn, lun, every_lun) = (task.cmd_sn, task.lun, function >= 6);

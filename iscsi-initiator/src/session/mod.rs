@@ -409,12 +409,32 @@ impl Session {
         lun: [u8; 8],
         referenced: Option<Tag>,
     ) -> Result<Tag, SubmitError> {
-        self.takes_immediate()?;
         assert_eq!(function == Function::AbortTask, referenced.is_some());
-        let kind = Kind::Tmf {
-            function: function as u8,
-            referenced,
-        };
+        self.manage_as(
+            lun,
+            Kind::Tmf {
+                function: function as u8,
+                referenced,
+                spares: false,
+            },
+        )
+    }
+
+    /// LOGICAL UNIT RESET of a target that is known to end no command by it (tgt): its answer ends
+    /// none here either. What still waits for data then goes on, and is answered when it is done.
+    pub fn reset_sparing(&mut self, lun: [u8; 8]) -> Result<Tag, SubmitError> {
+        self.manage_as(
+            lun,
+            Kind::Tmf {
+                function: Function::LunReset as u8,
+                referenced: None,
+                spares: true,
+            },
+        )
+    }
+
+    fn manage_as(&mut self, lun: [u8; 8], kind: Kind) -> Result<Tag, SubmitError> {
+        self.takes_immediate()?;
         let tag = self
             .tasks
             .insert(Box::new(Task::new(kind, lun)))

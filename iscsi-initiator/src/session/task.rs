@@ -44,6 +44,8 @@ pub(super) enum Kind {
     Tmf {
         function: u8,
         referenced: Option<Tag>,
+        /// Its answer ends no other task.
+        spares: bool,
     },
     Ping {
         bytes: usize,

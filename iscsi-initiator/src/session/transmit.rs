@@ -383,6 +383,7 @@ impl Session {
                     Kind::Tmf {
                         function,
                         referenced,
+                        ..
                     } => {
                         let lun = task.lun;
                         let mut header = TmfRequest::new(function, lun, tag.0);

@@ -200,6 +200,27 @@ fn tmf_response_concludes_all_affected() {
     assert!(peer.session.progress(after).is_some(), "it goes on");
 }
 
+/// What tgt does instead: the reset ends nothing, and a write that waits for data begins when they
+/// come. Told so, the session keeps it, and knows its answer.
+#[test]
+fn a_sparing_reset_ends_no_command() {
+    let mut peer = plain();
+    let write = peer.write(&bytes(8192));
+    let itt = peer.next().generic().task_tag;
+    let reset = peer.session.reset_sparing(LUN).expect("open");
+    let request: TmfRequest = peer.next().as_();
+    let response = peer.tmf_response(request.task_tag, 0);
+    peer.send(response, b"");
+    assert_eq!(peer.outcomes(), [(reset, Outcome::Tmf(0))]);
+    let r2t = peer.r2t(itt, 0, 0, 8192);
+    peer.send(r2t, b"");
+    peer.all();
+    let response = peer.scsi_response(itt);
+    peer.send(response, b"");
+    let ended: Vec<_> = peer.outcomes().into_iter().map(|(tag, _)| tag).collect();
+    assert_eq!(ended, [write]);
+}
+
 /// §11.6.1
 #[test]
 fn tmf_refusals_end_nothing_else() {

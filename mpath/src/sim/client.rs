@@ -143,7 +143,11 @@ pub(crate) fn pump(target: &mut Target, id: ConnId, now: Instant, world: &World)
         let Some((tag, message)) = client.unsent.pop_front() else {
             return;
         };
-        if let Message::LunReset { tag } = message {
+        if let Message::LunReset {
+            tag,
+            ends_commands: true,
+        } = message
+        {
             let begun = client.commands.iter().filter(|(_, c)| c.sent != Sent::Not);
             let begun = begun.map(|(tag, _)| *tag).collect();
             client.resets.insert(tag, begun);
@@ -580,7 +584,7 @@ impl PathSession for SimSession {
         let is_identify = request == Control::Identify;
         if is_open == Some(true) {
             let message = match request {
-                Control::LunReset => Message::LunReset { tag },
+                Control::LunReset { ends_commands } => Message::LunReset { tag, ends_commands },
                 Control::AbortTask(_) | Control::PreemptAndAbort { .. } => Message::Abort { tag },
                 Control::Ping { bytes } => Message::Ping { tag, bytes },
                 Control::Identify => Message::Identify { tag },

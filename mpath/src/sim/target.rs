@@ -55,6 +55,8 @@ pub(crate) enum Message {
         tag: u64,
     },
     LunReset {
+        /// See [`blockdev::path::Control::LunReset`].
+        ends_commands: bool,
         tag: u64,
     },
     Abort {
@@ -551,7 +553,7 @@ impl Target {
                     self.begin(id, tag, command, now, world);
                 }
             }
-            Message::LunReset { tag } => self.lun_reset(id, tag, now, world),
+            Message::LunReset { tag, .. } => self.lun_reset(id, tag, now, world),
             Message::Abort { tag } => self.reply(id, Reply::ResetDone { tag }, now, world),
             Message::Ping { tag, bytes } => {
                 self.reply(id, Reply::Pong { tag, bytes }, now, world);

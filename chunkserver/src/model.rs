@@ -204,6 +204,12 @@ pub struct NextCheck {
 /// One path.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Path {
+    /// Its place among the paths of its device, in the order of the configuration.
+    #[serde(default)]
+    pub index: usize,
+    /// Its own priority; that of its group is the mean of those that are up.
+    #[serde(default)]
+    pub priority: i32,
     /// `address:port`
     pub portal: String,
     /// TargetName.
@@ -250,8 +256,15 @@ pub struct Group {
     pub priority: i32,
     /// Its selector, as multipath names it: `service-time`.
     pub policy: String,
+    /// Arguments of the selector, as multipath prints them: how many, and each. `0`: none but the defaults.
+    #[serde(default = "no_arguments")]
+    pub policy_args: String,
     /// Its paths.
     pub paths: Vec<Path>,
+}
+
+fn no_arguments() -> String {
+    "0".to_owned()
 }
 
 /// A device as `antler paths` shows it.

@@ -9,6 +9,8 @@ use crate::model::*;
 
 fn path(portal: &str, state: PathState, checker: CheckerState) -> Path {
     Path {
+        index: 0,
+        priority: 1,
         portal: portal.to_owned(),
         target: "iqn.2024-12.tp2.b3:data-chunk1".to_owned(),
         lun: 1,
@@ -36,11 +38,16 @@ fn group(state: GroupState, priority: i32, path: Path) -> Group {
         state,
         priority,
         policy: "service-time".to_owned(),
+        policy_args: "0".to_owned(),
         paths: vec![path],
     }
 }
 
-fn device(name: &str, wwid: &str, state: DeviceState, groups: Vec<Group>) -> Device {
+fn device(name: &str, wwid: &str, state: DeviceState, mut groups: Vec<Group>) -> Device {
+    let paths = groups.iter_mut().flat_map(|group| &mut group.paths);
+    for (index, path) in paths.enumerate() {
+        path.index = index;
+    }
     Device {
         name: name.to_owned(),
         kind: DeviceKind::Iscsi,

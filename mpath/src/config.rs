@@ -61,6 +61,9 @@ pub enum Grouping {
     ByNodeName,
 }
 
+/// Default of `base_weight`, in 1024ths.
+const BASE_WEIGHT: u32 = 972;
+
 /// `path_selector`, within a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum SelectorKind {
@@ -91,6 +94,19 @@ impl SelectorKind {
             SelectorKind::QueueLength => "queue-length",
             SelectorKind::HistoricalServiceTime { .. } => "historical-service-time",
             SelectorKind::TailLatency => "tail-latency",
+        }
+    }
+
+    /// Its arguments as in `multipath -ll`: how many, and each; `0` where they are the defaults.
+    pub fn args(self) -> String {
+        match self {
+            SelectorKind::HistoricalServiceTime {
+                base_weight,
+                threshold_multiplier,
+            } if (base_weight, threshold_multiplier) != (BASE_WEIGHT, 0) => {
+                format!("2 {base_weight} {threshold_multiplier}")
+            }
+            _ => "0".to_owned(),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::config::Probe;
 use crate::grade::FenceGrade;
 use crate::inner::Inner;
 use crate::path::{Checker, Path, PathCounters, Phase, Standing};
+use crate::prio::priority;
 use crate::tally::Outages;
 use blockdev::path::{Isid, PathName, SessionFacts, UnitIdentity};
 use std::rc::Rc;
@@ -72,6 +73,10 @@ pub enum PathReach {
 /// One path.
 #[derive(Clone, Debug)]
 pub struct PathSnapshot {
+    /// Its place among the paths of the device, in the order of the configuration.
+    pub index: usize,
+    /// Its priority.
+    pub priority: i32,
     /// Portal, target, LUN, source.
     pub name: PathName,
     /// Its ISID.
@@ -109,6 +114,8 @@ pub struct GroupSnapshot {
     pub priority: i32,
     /// Selector, as `service-time`.
     pub policy: &'static str,
+    /// Its arguments, as dm-multipath has them: how many, and each.
+    pub policy_args: String,
     /// Its paths, in the order of the configuration.
     pub paths: Vec<PathSnapshot>,
 }
@@ -193,7 +200,7 @@ impl Inner {
     }
 
     fn group_snapshots(&self, paths: &[Rc<Path>]) -> Vec<GroupSnapshot> {
-        let policy = self.config.borrow().selector.name();
+        let selector = self.config.borrow().selector;
         let current = self.current_group.get();
         let groups = self.groups.borrow();
         groups
@@ -211,7 +218,8 @@ impl Inner {
                 GroupSnapshot {
                     state,
                     priority: if usable > 0 { group.priority } else { 0 },
-                    policy,
+                    policy: selector.name(),
+                    policy_args: selector.args(),
                     paths: order
                         .iter()
                         .map(|&i| self.path_snapshot(&paths[i]))
@@ -236,6 +244,8 @@ impl Inner {
             other => other,
         };
         PathSnapshot {
+            index: path.index,
+            priority: priority(&self.config.borrow(), path),
             name: path.name.clone(),
             isid: path.isid,
             is_active,

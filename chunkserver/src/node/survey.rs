@@ -128,6 +128,7 @@ fn group(group: &mpath::GroupSnapshot) -> model::Group {
         },
         priority: group.priority,
         policy: group.policy.to_owned(),
+        policy_args: group.policy_args.clone(),
         paths: group.paths.iter().map(path).collect(),
     }
 }
@@ -148,6 +149,8 @@ fn path(path: &mpath::PathSnapshot) -> model::Path {
     let counters = &path.counters;
     let millis = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     model::Path {
+        index: path.index,
+        priority: path.priority,
         portal: path.name.portal.clone(),
         target: path.name.target.clone(),
         // The configuration admits no larger one.

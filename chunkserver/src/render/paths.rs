@@ -93,55 +93,35 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
-/// Index of each path by (group, path), counted through the device: the second of H:C:T:L.
-pub(super) fn numbered(d: &Device) -> Vec<Vec<(usize, &Path)>> {
-    let mut next = 0;
-    d.groups
-        .iter()
-        .map(|g| {
-            g.paths
-                .iter()
-                .map(|p| {
-                    next += 1;
-                    (next - 1, p)
-                })
-                .collect()
-        })
-        .collect()
-}
-
 fn groups(index: usize, d: &Device) -> String {
     let mut text = String::new();
-    let numbered = numbered(d);
-    let rows = |f: &dyn Fn(usize, &Path) -> String| {
-        numbered
-            .iter()
-            .flatten()
-            .map(|(n, p)| f(*n, p).chars().count())
-            .max()
-            .unwrap_or(0)
+    let rows = |f: &dyn Fn(&Path) -> String| {
+        let paths = d.groups.iter().flat_map(|group| &group.paths);
+        let widths = paths.map(|path| f(path).chars().count());
+        widths.max().unwrap_or(0)
     };
-    let hcil = rows(&|n, p| hcil(index, n, p));
-    let dev = rows(&|_, p| clean(&p.portal));
-    let dm = rows(&|_, p| p.state.to_string());
-    let checker = rows(&|_, p| checker_word(p.checker).to_owned());
-    for (g, (group, paths)) in d.groups.iter().zip(&numbered).enumerate() {
+    let hcil = rows(&|p| hcil(index, p));
+    let dev = rows(&|p| clean(&p.portal));
+    let dm = rows(&|p| p.state.to_string());
+    let checker = rows(&|p| checker_word(p.checker).to_owned());
+    for (g, group) in d.groups.iter().enumerate() {
         let last_group = g + 1 == d.groups.len();
         let _ = writeln!(
             text,
-            "{}-+- policy='{} 0' prio={} status={}",
+            "{}-+- policy='{} {}' prio={} status={}",
             if last_group { '`' } else { '|' },
             clean(&group.policy),
+            clean(&group.policy_args),
             group.priority,
             group.state
         );
-        for (i, (n, p)) in paths.iter().enumerate() {
+        for (i, p) in group.paths.iter().enumerate() {
             let _ = writeln!(
                 text,
                 "{} {}- {:<hcil$} {:<dev$} - {:<dm$} {:<checker$} running",
                 if last_group { ' ' } else { '|' },
-                if i + 1 == paths.len() { '`' } else { '|' },
-                self::hcil(index, *n, p),
+                if i + 1 == group.paths.len() { '`' } else { '|' },
+                self::hcil(index, p),
                 clean(&p.portal),
                 p.state,
                 checker_word(p.checker),
@@ -151,8 +131,8 @@ fn groups(index: usize, d: &Device) -> String {
     text
 }
 
-pub(super) fn hcil(device: usize, path: usize, p: &Path) -> String {
-    format!("{device}:{path}:0:{}", p.lun)
+pub(super) fn hcil(device: usize, p: &Path) -> String {
+    format!("{device}:{}:0:{}", p.index, p.lun)
 }
 
 /// multipath prints two of the states in two words.
@@ -232,6 +212,28 @@ mod tests {
         assert_eq!(
             (size(1_071_644_672), size(512), size(10 << 40)),
             ("1022M".into(), "0.5K".into(), "10T".into())
+        );
+    }
+
+    /// A path keeps its number and its priority whatever becomes of its group.
+    #[test]
+    fn groups_in_another_order() {
+        let mut paths = sample();
+        paths.devices.truncate(1);
+        paths.devices[0].groups.reverse();
+        let group = &mut paths.devices[0].groups[0];
+        group.policy = "historical-service-time".to_owned();
+        group.policy_args = "2 972 1000".to_owned();
+        let text = tree(&paths);
+        let rest: Vec<&str> = text.lines().skip(2).collect();
+        assert_eq!(
+            rest,
+            [
+                "|-+- policy='historical-service-time 2 972 1000' prio=1 status=enabled",
+                "| `- 0:1:0:1 10.3.1.2:3260 - active ready running",
+                "`-+- policy='service-time 0' prio=1 status=active",
+                "  `- 0:0:0:1 10.3.1.1:3260 - active ready running",
+            ]
         );
     }
 

@@ -5,12 +5,10 @@
 
 use std::fmt::Write as _;
 
-use super::paths::{
-    checker_word, features, hcil, hwhandler, numbered, shown_name, size, write_protection,
-};
+use super::paths::{checker_word, features, hcil, hwhandler, shown_name, size, write_protection};
 use super::{clean, or_dash};
 use crate::exit::Failure;
-use crate::model::{Device, Group, NextCheck, Path, Paths};
+use crate::model::{Device, NextCheck, Path, Paths};
 
 /// What multipathd prints of what it does not know.
 const UNDEF: &str = "[undef]";
@@ -26,8 +24,6 @@ struct Wildcard<F: 'static> {
 struct Row<'a> {
     device: &'a Device,
     device_index: usize,
-    group: &'a Group,
-    path_index: usize,
     path: &'a Path,
 }
 
@@ -52,7 +48,7 @@ const fn map(letter: char, heading: &'static str, value: OfMap) -> Wildcard<OfMa
 
 static PATHS: &[Wildcard<OfPath>] = &[
     path('w', "uuid", |r| or_dash(r.device.wwid.as_deref())),
-    path('i', "hcil", |r| hcil(r.device_index, r.path_index, r.path)),
+    path('i', "hcil", |r| hcil(r.device_index, r.path)),
     path('d', "dev", |r| r.path.portal.clone()),
     path('D', "dev_t", |_| "-".to_owned()),
     path('t', "dm_st", |r| r.path.state.to_string()),
@@ -63,7 +59,7 @@ static PATHS: &[Wildcard<OfPath>] = &[
     path('C', "next_check", |r| {
         r.path.next_check.map_or_else(|| "-".to_owned(), progress)
     }),
-    path('p', "pri", |r| r.group.priority.to_string()),
+    path('p', "pri", |r| r.path.priority.to_string()),
     path('S', "size", |r| device_size(r.device)),
     path('z', "serial", |r| or_dash(r.device.serial.as_deref())),
     path('M', "marginal_st", |r| {
@@ -248,17 +244,13 @@ pub fn paths(paths: &Paths, format: &str) -> Result<String, Failure> {
     let pieces = pieces(format, PATHS)?;
     let mut rows = Vec::new();
     for (device_index, device) in paths.devices.iter().enumerate() {
-        for (group, numbered) in device.groups.iter().zip(numbered(device)) {
-            for (path_index, path) in numbered {
-                let row = Row {
-                    device,
-                    device_index,
-                    group,
-                    path_index,
-                    path,
-                };
-                rows.push(cells(&pieces, |value| value(&row)));
-            }
+        for path in device.groups.iter().flat_map(|group| &group.paths) {
+            let row = Row {
+                device,
+                device_index,
+                path,
+            };
+            rows.push(cells(&pieces, |value| value(&row)));
         }
     }
     Ok(table(&pieces, rows.into_iter()))

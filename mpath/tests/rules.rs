@@ -59,6 +59,29 @@ fn rule_2_undrained_reads_of_a_cut_session_do_not_block_the_fence() {
     assert!(result.is_ok() && time <= ms(250), "{result:?} {time:?}");
 }
 
+/// Rule 3: tgt answers only the later of two resets. Whoever wants a fence while one is under way
+/// waits for it, and none is sent beside it.
+#[test]
+fn rule_3_one_reset_at_a_time() {
+    let rig = Rig::new();
+    leave_in_back_end(&rig, 8, 3);
+    let held = rig.world.spawn_handle(rig.write(8, 4));
+    let fences: Vec<_> = (0..8)
+        .map(|n| {
+            rig.run(Duration::from_micros(n * 150));
+            rig.world.spawn_handle(rig.fence())
+        })
+        .collect();
+    rig.san.set_hung(false);
+    // A reset that nobody answers is repeated after seconds.
+    rig.run(ms(500));
+    assert!(held.try_take().is_some_and(|w| w.is_ok()));
+    for fence in fences {
+        assert!(fence.try_take().is_some_and(|f| f.is_ok()));
+    }
+    assert_eq!(rig.content(8), 4);
+}
+
 /// Rule 4, tgt: writes in the back end complete before the reset is answered.
 #[test]
 fn rule_4_the_fence_waits_for_the_back_end() {
@@ -635,6 +658,34 @@ fn rule_10_a_survivor_must_have_answered_since() {
     rig.run(ms(2000));
     assert!(has_cache_lost(&rig));
     assert!(rig.device.snapshot().groups[0].paths[0].is_active);
+}
+
+/// Rule 10: when a loss is raised the sessions that could not vouch are closed already, and what they
+/// had not answered is sent again: an answer of the old unit that still lies in the network counts
+/// for nothing.
+#[test]
+fn rule_10_the_others_are_closed_before_a_loss_is_raised() {
+    let rig = Rig::new();
+    rig.world.block_on(rig.write(8, 3)).unwrap();
+    rig.san.set_link(0, Link::Silent);
+    let write = rig.write_with(16, &[4; 4096], Durability::Cache, unhedged());
+    let write = rig.world.spawn_handle(write);
+    rig.run(ms(5));
+    rig.san.power_cut(ms(10), false);
+    let mut waited = 0;
+    while !has_cache_lost(&rig) {
+        rig.run(ms(1));
+        waited += 1;
+        assert!(waited < 5000, "the loss is raised");
+    }
+    let groups = rig.device.snapshot().groups;
+    let mut paths = groups.iter().flat_map(|group| &group.paths);
+    let old = paths.find(|path| path.index == 0).unwrap();
+    assert!(!old.is_active, "{:?}", old.last_error);
+    rig.san.set_link(0, Link::Up);
+    rig.run(ms(3000));
+    assert!(write.try_take().is_some_and(|w| w.is_ok()));
+    assert_eq!(rig.content(16), 4);
 }
 
 /// After a loss no flush that was asked for before may say that all is on the medium.

@@ -35,6 +35,7 @@ mod stop;
 mod sync;
 mod write;
 
+pub use claims::NotClaimed;
 pub use control::{ControlError, Fill};
 pub use leg::Why;
 pub(crate) use leg::{LegStart, LegState};
@@ -45,6 +46,7 @@ use crate::claim::Owner;
 use crate::notify::{Notify, Turn};
 use crate::uuid::Uuid;
 use crate::witness::Witness;
+use blockdev::path::Isid;
 use blockdev::{
     Allocation, BlockDevice, Class, Completion, Event, Geometry, Instant, IoCtx, IoResult, IoVec,
     Joiner, Kind, LegIndex, Mirror, Op, Pool, Refusal, Rt, Sector, Seq, StateChange, SECTOR_BYTES,
@@ -179,6 +181,10 @@ pub struct Array {
     recovered: Cell<bool>,
     sync: RefCell<sync::Progress>,
     claim_counter: Cell<u64>,
+    /// One claim is written at a time.
+    claim_turn: Rc<Turn>,
+    /// ISIDs that claims name beside the owner's: of paths that came since the start.
+    joined_isids: RefCell<Vec<Isid>>,
     failed: RefCell<Option<String>>,
     stopping: Cell<bool>,
     /// When it began to stop, and until when a copy that is nearly done may go on.
@@ -265,6 +271,8 @@ impl Array {
             recovered: Cell::new(false),
             sync: RefCell::default(),
             claim_counter: Cell::new(start.claim_counter),
+            claim_turn: Rc::default(),
+            joined_isids: RefCell::default(),
             failed: RefCell::default(),
             stopping: Cell::new(false),
             stop_began: Cell::new(Instant::FAR),

@@ -187,3 +187,92 @@ fn an_option_without_effect_is_not_called_changed() {
     let to = edit(SITE, "labels", "workers_max = 3\nlabels");
     assert_eq!(reload(SITE, &to).0, "nothing changed");
 }
+
+fn portals(config: &Config, device: &str) -> Vec<String> {
+    let DeviceKind::Iscsi(unit) = &config.device(device).unwrap().kind else {
+        panic!("a unit");
+    };
+    let portal = |p: &super::Portal| match p.source {
+        None => p.address.host.clone(),
+        Some(source) => format!("{} from {source}", p.address.host),
+    };
+    unit.portals.iter().map(portal).collect()
+}
+
+#[test]
+fn paths_come_and_go_while_one_stays() {
+    let with = |portals: &str| edit(SITE, "[\"10.3.1.1\"]", portals);
+    let (one, two) = (with("[\"10.3.1.1\"]"), with("[\"10.3.1.1\", \"10.3.2.1\"]"));
+    let second = with("[\"10.3.2.1\"]");
+    for (from, to) in [(&one, &two), (&two, &one), (&two, &second)] {
+        let plan = Reload::plan(&config(from), config(to));
+        assert_eq!(plan.summary(), "changed: device.sto1.portals");
+        assert_eq!(
+            portals(&plan.config, "sto1"),
+            portals(&config(to), "sto1"),
+            "{to}"
+        );
+        assert_eq!(Reload::plan(&plan.config, config(to)).changes, []);
+    }
+}
+
+#[test]
+fn a_unit_that_no_path_vouches_for_needs_a_restart() {
+    let two = edit(SITE, "[\"10.3.1.1\"]", "[\"10.3.1.1\", \"10.3.2.1\"]");
+    let elsewhere = edit(SITE, "10.3.1.1", "10.3.2.1");
+    let (said, effect) = reload(SITE, &elsewhere);
+    assert_eq!(said, "needs restart: device.sto1.portals");
+    assert_eq!(portals(&effect, "sto1"), ["10.3.1.1"]);
+    assert_eq!(
+        Reload::plan(&effect, config(&elsewhere)).summary(),
+        "needs restart: device.sto1.portals"
+    );
+    // What is read of another target or LUN may be another unit.
+    for (from, to, key) in [
+        ("data-chunk1\"", "data-chunk2\"", "target"),
+        ("polling_interval", "lun = 3\npolling_interval", "lun"),
+    ] {
+        let mut said = [key, "portals"].map(|key| format!("device.sto1.{key}"));
+        said.sort();
+        let expected = format!("needs restart: {}", said.join(", "));
+        assert_eq!(reload(SITE, &edit(&two, from, to)).0, expected);
+    }
+}
+
+#[test]
+fn another_source_is_another_path() {
+    let with = |portals: &str| edit(SITE, "[\"10.3.1.1\"]", portals);
+    let source = with("[{ address = \"10.3.1.1\", source = \"10.3.1.9\" }]");
+    assert_eq!(
+        reload(SITE, &source).0,
+        "needs restart: device.sto1.portals"
+    );
+    let two = with("[\"10.3.1.1\", \"10.3.2.1\"]");
+    let to = with("[{ address = \"10.3.1.1\", source = \"10.3.1.9\" }, \"10.3.2.1\"]");
+    let (said, effect) = reload(&two, &to);
+    assert_eq!(said, "changed: device.sto1.portals");
+    let now = portals(&effect, "sto1");
+    assert_eq!(now, ["10.3.1.1 from 10.3.1.9", "10.3.2.1"]);
+}
+
+/// Two users of one portal of a target would end each other's sessions.
+#[test]
+fn a_portal_goes_to_another_device_by_two_reloads() {
+    let pair = |one: &str, two: &str| {
+        let text = edit(SITE, "[\"10.3.1.1\"]", one);
+        let text = edit(&text, "\"disk1\"]", "\"sto2\"]");
+        let target = "iqn.2024-12.tp2.b3:data-chunk1";
+        format!("{text}\n[[device]]\nname = \"sto2\"\nportals = {two}\ntarget = {target:?}\n")
+    };
+    let from = pair("[\"10.3.1.1\", \"10.3.2.1\"]", "[\"10.3.1.2\"]");
+    let to = pair("[\"10.3.1.1\"]", "[\"10.3.1.2\", \"10.3.2.1\"]");
+    let first = Reload::plan(&config(&from), config(&to));
+    assert_eq!(
+        first.summary(),
+        "changed: device.sto1.portals; needs restart: device.sto2.portals"
+    );
+    assert_eq!(portals(&first.config, "sto2"), ["10.3.1.2"]);
+    let second = Reload::plan(&first.config, config(&to));
+    assert_eq!(second.summary(), "changed: device.sto2.portals");
+    assert_eq!(portals(&second.config, "sto2"), ["10.3.1.2", "10.3.2.1"]);
+}

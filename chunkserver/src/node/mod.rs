@@ -10,6 +10,7 @@ mod lives;
 pub mod metered;
 mod naming;
 mod owner;
+mod paths;
 mod revive;
 mod scrub;
 mod shown;

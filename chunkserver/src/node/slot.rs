@@ -9,15 +9,18 @@ use blockdev::{BlockDevice, Instant, Rt};
 use crate::assemble::{self, Base, Credentials, Leg, Opening};
 use crate::config::{Device, DeviceKind};
 use crate::node::metered::Metered;
+use crate::node::paths::DuePaths;
 
 /// See the module.
 pub(crate) struct LegSlot {
-    /// As at the start. A reload changes how it is used, not what or where it is.
+    /// As at the start. A reload changes how it is used and by which paths, not what it is.
     pub(crate) device: Device,
     /// As the last reload left it.
-    current: RefCell<Device>,
+    pub(super) current: RefCell<Device>,
     /// What its logins prove themselves with.
-    credentials: Credentials,
+    pub(super) credentials: Credentials,
+    /// Paths that it is to have and has not.
+    pub(super) paths: DuePaths,
     /// It waits for a leg to fail.
     pub(crate) is_spare: bool,
     pub(crate) leg: RefCell<Option<(Leg, Rc<Metered>)>>,
@@ -39,6 +42,7 @@ impl LegSlot {
             device: device.clone(),
             current: RefCell::new(device.clone()),
             credentials: Credentials::default(),
+            paths: DuePaths::default(),
             is_spare,
             leg: RefCell::new(None),
             problem: RefCell::new(None),
@@ -138,6 +142,7 @@ impl LegSlot {
             Err(failure) => tracing::error!("device {}: {failure}", device.name),
         }
         unit.reconfigure(assemble::multipath_config(device, changed, in_mirror));
+        self.follow_portals(&unit, changed);
     }
 
     /// Whether this is another problem than the one that was told last.

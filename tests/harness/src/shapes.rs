@@ -129,10 +129,10 @@ fn direct_and_mapped(mount: &Mount, corpus: &mut Corpus) {
 }
 
 /// Waits until every chunk of `name`, a file or a folder of files, has copies on exactly the servers `addresses`, with equal,
-/// known checksums.
+/// known checksums. The master looks at each chunk once a minute, and its second look may decide.
 pub fn wait_equal_copies(mount: &Mount, name: &str, addresses: &[std::net::Ipv4Addr]) {
     let mut last = Vec::new();
-    let held = crate::clock::try_wait(Duration::from_secs(120), || {
+    let held = crate::clock::try_wait(Duration::from_secs(180), || {
         last = mount.copies(name);
         let equal = last.iter().all(|chunk| {
             let first = chunk

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use blockdev::driver::local::{LocalDevice, LocalOptions, OpenError};
-use blockdev::path::{Isid, PathName, PathPort, UnitIdentity};
+use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{BlockDevice, Pool, Rt};
 pub use iscsi_initiator::establish::Credentials;
 use iscsi_initiator::establish::Initiator;
@@ -60,19 +60,6 @@ pub struct Opening {
     pub is_tool: bool,
 }
 
-impl Opening {
-    /// Locks the paths of these ISIDs, if they are to be locked; `Taken` says by whom and what to do.
-    fn lock(&self, isids: &[Isid]) -> Result<Try<Option<Rc<PathLocks>>, String>, Failure> {
-        let Some(data_path) = &self.data_path else {
-            return Ok(Try::Ours(None));
-        };
-        Ok(match data_path.lock_paths(isids)? {
-            Try::Ours(locks) => Try::Ours(Some(Rc::new(locks))),
-            Try::Taken(by) => Try::Taken(format!("in use by {by}: stop that `antler` first")),
-        })
-    }
-}
-
 /// A configured device at work.
 #[derive(Clone)]
 pub enum Leg {
@@ -99,9 +86,16 @@ impl Leg {
             DeviceKind::Iscsi(unit) => {
                 let ports = |role| ports(base, &device.name, unit, role);
                 let isids: Vec<Isid> = ports(Role::Serve)?.iter().map(PathPort::isid).collect();
-                let locks = match how.lock(&isids)? {
-                    Try::Ours(locks) => locks,
-                    Try::Taken(by) => return Err(in_use(by)),
+                let locks = match &how.data_path {
+                    None => None,
+                    Some(data_path) => match data_path.lock_paths(&isids) {
+                        Ok(Try::Ours(locks)) => Some(Rc::new(locks)),
+                        Ok(Try::Taken(by)) => {
+                            let text = format!("in use by {by}: stop that `antler` first");
+                            return Err(in_use(text));
+                        }
+                        Err(failure) => return Err(failure),
+                    },
                 };
                 Leg::Unit(unit_of(base, device, unit, &how, locks, isids)?)
             }
@@ -198,30 +192,11 @@ fn unit_of(
     locks: Option<Rc<PathLocks>>,
     isids: Vec<Isid>,
 ) -> Result<Rc<MultipathDevice>, Failure> {
-    *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
-    let careful = careful_ports(base, device, unit, how, locks, isids)?;
-    let config = multipath_config(device, unit, how.in_mirror);
-    Ok(Rc::new(MultipathDevice::new(
-        base.rt.clone(),
-        config,
-        careful,
-    )))
-}
-
-/// The ports of `unit`; `isids` are what the node writes under there, and those of the ports are locked by
-/// `locks`.
-fn careful_ports(
-    base: &Base,
-    device: &Device,
-    unit: &IscsiDevice,
-    how: &Opening,
-    locks: Option<Rc<PathLocks>>,
-    isids: Vec<Isid>,
-) -> Result<Vec<Rc<dyn PathPort>>, Failure> {
     let initiator = Initiator {
         chap: how.credentials.clone(),
         ..initiator(base, &unit.iscsi)?
     };
+    *how.credentials.borrow_mut() = chap(&unit.iscsi)?;
     let ports = |role, shard| ports_of(&initiator, &device.name, unit, role, shard);
     let role = if how.is_tool { Role::Tool } else { Role::Serve };
     let lookout = how.occupancy.as_ref();
@@ -237,46 +212,12 @@ fn careful_ports(
             }) as Rc<dyn PathPort>
         })
         .collect();
-    Ok(careful)
-}
-
-/// The ports of `unit` whose paths `at` does not have, locked as `how` says. No path may be made of them
-/// before the claim on the unit names their ISIDs.
-pub(crate) fn further_ports(
-    base: &Base,
-    device: &Device,
-    unit: &IscsiDevice,
-    how: &Opening,
-    at: &MultipathDevice,
-) -> Result<Vec<Rc<dyn PathPort>>, Failure> {
-    let present = at.paths();
-    let mut further = unit.clone();
-    let mut names = path_names(&device.name, unit)?.into_iter();
-    further.portals.retain(|_| {
-        let name = names.next();
-        name.is_some_and(|name| !present.contains(&name))
-    });
-    let ports = ports(base, &device.name, &further, Role::Serve)?;
-    let new: Vec<Isid> = ports.iter().map(PathPort::isid).collect();
-    let locks = match how.lock(&new)? {
-        Try::Ours(locks) => locks,
-        Try::Taken(by) => return Err(Failure::problem(by)),
-    };
-    let isids = [at.isids(), new].concat();
-    careful_ports(base, device, &further, how, locks, isids)
-}
-
-/// What the paths of a unit are called, in the order of the configuration.
-pub(crate) fn path_names(device: &str, unit: &IscsiDevice) -> Result<Vec<PathName>, Failure> {
-    let name = |way: &config::Portal| {
-        Ok(PathName {
-            portal: portal(&way.address, device)?.to_string(),
-            source: way.source.map(|source| source.to_string()),
-            target: unit.target.clone(),
-            lun: u64::from(unit.lun),
-        })
-    };
-    unit.portals.iter().map(name).collect()
+    let config = multipath_config(device, unit, how.in_mirror);
+    Ok(Rc::new(MultipathDevice::new(
+        base.rt.clone(),
+        config,
+        careful,
+    )))
 }
 
 /// The ports of a unit, in the order of the configuration.

@@ -1,7 +1,7 @@
 //! What a reload (SIGHUP) takes over while serving.
 //!
-//! Labels, masters, multipath timings, secrets, a volume's state, the portals of a unit, and devices and volumes
-//! that are new take effect at once; anything else is named as `needs restart: KEY`. What was not taken over is not in the
+//! Labels, masters, multipath timings, secrets, a volume's state, and devices and volumes that are new take
+//! effect at once; anything else is named as `needs restart: KEY`. What was not taken over is not in the
 //! configuration in effect, so that the next reload names it again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -206,12 +206,6 @@ impl<'a> Plan<'a> {
                 _ => &[schema::ADMIN],
             },
         };
-        if let (Some(("device", device)), "portals") = (section.split_once('.'), name) {
-            return Some(match self.moves_paths(device) {
-                true => Fate::Changed,
-                false => Fate::AtRestart,
-            });
-        }
         // Keys are registered at a login or are not, and stay so.
         if name == "fence" && self.says(key, "pr") {
             return Some(Fate::AtRestart);
@@ -243,26 +237,6 @@ impl<'a> Plan<'a> {
             (Some(before), Some(after)) if is_same_kind(before, after) => None,
             _ => Some(Fate::AtRestart),
         }
-    }
-
-    /// Whether the paths of a unit in service follow its new portals: a path that stays tells which unit it is, and
-    /// no new one is another unit's in service, whose sessions it would end.
-    fn moves_paths(&self, name: &str) -> bool {
-        let devices = (self.old.device(name), self.new.device(name));
-        let (Some(before), Some(after)) = devices else {
-            return false;
-        };
-        let (DeviceKind::Iscsi(old), DeviceKind::Iscsi(new)) = (&before.kind, &after.kind) else {
-            return false;
-        };
-        let others = self.held.iter().filter(|other| **other != name);
-        let mut others = others.filter_map(|other| self.old.device(other));
-        (&old.target, old.lun) == (&new.target, new.lun)
-            && new
-                .portals
-                .iter()
-                .any(|portal| old.portals.contains(portal))
-            && !others.any(|other| is_same_unit(after, other) && !is_same_unit(before, other))
     }
 
     fn fate_of_volume(&self, name: &str) -> Option<Fate> {
@@ -309,9 +283,7 @@ impl<'a> Plan<'a> {
         };
         let stay = self.old.devices.iter().filter(stays);
         let stay = stay.map(|device| match self.new.device(&device.name) {
-            Some(after) if self.held.contains(device.name.as_str()) => {
-                merged(device, after, self.moves_paths(&device.name))
-            }
+            Some(after) if self.held.contains(device.name.as_str()) => merged(device, after),
             _ => device.clone(),
         });
         let free = self.new.devices.iter().filter(|device| !stays(device));
@@ -365,13 +337,10 @@ fn is_same_unit(one: &Device, other: &Device) -> bool {
     }
 }
 
-/// A device in use: which it is stays, how it is used is new, and with `moves_paths` by which portals.
-fn merged(old: &Device, new: &Device, moves_paths: bool) -> Device {
+/// A device in use: where it is stays, how it is used is new.
+fn merged(old: &Device, new: &Device) -> Device {
     let mut device = old.clone();
     if let (DeviceKind::Iscsi(unit), DeviceKind::Iscsi(new)) = (&mut device.kind, &new.kind) {
-        if moves_paths {
-            unit.portals = new.portals.clone();
-        }
         unit.iscsi = iscsi(&unit.iscsi, &new.iscsi);
         unit.multipath = multipath(&unit.multipath, &new.multipath);
         unit.rules = new.rules.clone();

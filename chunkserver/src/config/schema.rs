@@ -502,7 +502,7 @@ pub(crate) static MULTIPATH: &[Key] = &[
 /// `[[device]]`, beside the keys of [`ISCSI`] and [`MULTIPATH`].
 pub(crate) static DEVICE: &[Key] = &[
     key("name", Syntax(syntax::name), "", Start),
-    key("portals", Many(&Kind::Portal), "", Live),
+    key("portals", Many(&Kind::Portal), "", Start),
     key("target", Syntax(syntax::iscsi_name), "", Start),
     key("lun", Int(0, 16383), "0", Start),
     key("wwid", Syntax(syntax::wwid), "", Start),

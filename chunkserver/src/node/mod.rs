@@ -10,7 +10,6 @@ mod lives;
 pub mod metered;
 mod naming;
 mod owner;
-mod paths;
 mod revive;
 mod scrub;
 mod shown;

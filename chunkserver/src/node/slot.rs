@@ -9,18 +9,15 @@ use blockdev::{BlockDevice, Instant, Rt};
 use crate::assemble::{self, Base, Credentials, Leg, Opening};
 use crate::config::{Device, DeviceKind};
 use crate::node::metered::Metered;
-use crate::node::paths::DuePaths;
 
 /// See the module.
 pub(crate) struct LegSlot {
-    /// As at the start. A reload changes how it is used and by which paths, not what it is.
+    /// As at the start. A reload changes how it is used, not what or where it is.
     pub(crate) device: Device,
     /// As the last reload left it.
-    pub(super) current: RefCell<Device>,
+    current: RefCell<Device>,
     /// What its logins prove themselves with.
-    pub(super) credentials: Credentials,
-    /// Paths that it is to have and has not.
-    pub(super) paths: DuePaths,
+    credentials: Credentials,
     /// It waits for a leg to fail.
     pub(crate) is_spare: bool,
     pub(crate) leg: RefCell<Option<(Leg, Rc<Metered>)>>,
@@ -42,7 +39,6 @@ impl LegSlot {
             device: device.clone(),
             current: RefCell::new(device.clone()),
             credentials: Credentials::default(),
-            paths: DuePaths::default(),
             is_spare,
             leg: RefCell::new(None),
             problem: RefCell::new(None),
@@ -142,7 +138,6 @@ impl LegSlot {
             Err(failure) => tracing::error!("device {}: {failure}", device.name),
         }
         unit.reconfigure(assemble::multipath_config(device, changed, in_mirror));
-        self.follow_portals(&unit, changed);
     }
 
     /// Whether this is another problem than the one that was told last.

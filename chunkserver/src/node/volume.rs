@@ -81,8 +81,6 @@ pub(crate) struct VolumeLife {
     /// The file system that the master belongs to; `None` before one has accepted us.
     metaid: Rc<Cell<Option<(u64, u16)>>>,
     stopping: Cell<bool>,
-    /// An array is being begun, and claims for the paths that were there before.
-    pub(super) is_beginning: Cell<bool>,
     pub(super) failures: Cell<Failures>,
     /// An array began, and its store did not open.
     in_vain: Cell<bool>,
@@ -149,7 +147,6 @@ impl VolumeLife {
             outcome: RefCell::default(),
             metaid: shared.metaid.clone(),
             stopping: Cell::new(false),
-            is_beginning: Cell::new(false),
             failures: Cell::default(),
             in_vain: Cell::new(false),
         })
@@ -162,9 +159,7 @@ impl VolumeLife {
         while !self.stopping.get() {
             if self.store.borrow().is_none() {
                 let by_word = self.word.borrow().is_some();
-                self.is_beginning.set(true);
                 let begun = self.begin().await;
-                self.is_beginning.set(false);
                 if by_word {
                     let failed = begun.as_ref().err().map(|(_, text)| text.clone());
                     *self.word.borrow_mut() = None;
@@ -183,24 +178,19 @@ impl VolumeLife {
             }
             self.base.rt.sleep(LOOK_AGAIN).await;
             self.begin_opening();
-            self.begin_adding_paths();
         }
     }
 
     pub(super) fn begin_opening(&self) {
         for slot in &self.legs {
-            slot.begin_opening(&self.base, &self.config.name, self.opening());
-        }
-    }
-
-    /// How legs are opened, and paths added to them.
-    pub(super) fn opening(&self) -> Opening {
-        Opening {
-            create: false,
-            in_mirror: self.legs.len() > 1,
-            data_path: Some(self.data_path.clone()),
-            occupancy: Some(self.occupancy.clone()),
-            ..Opening::default()
+            let how = Opening {
+                create: false,
+                in_mirror: self.legs.len() > 1,
+                data_path: Some(self.data_path.clone()),
+                occupancy: Some(self.occupancy.clone()),
+                ..Opening::default()
+            };
+            slot.begin_opening(&self.base, &self.config.name, how);
         }
     }
 

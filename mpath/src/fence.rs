@@ -98,10 +98,17 @@ fn can_fence(path: &Rc<Path>) -> bool {
 }
 
 impl Inner {
-    /// The ISIDs an earlier run recorded; they are fenced with the derived ones by the first
+    /// The ISIDs an earlier run recorded, beside those that were told before and are not fenced yet:
+    /// they are fenced with the derived ones by the first
     /// `Op::Fence`.
     pub(crate) fn set_earlier(&self, recorded: Vec<(String, Isid)>) {
-        *self.fence.earlier.borrow_mut() = Some(recorded);
+        let is_done = self.fence.is_earlier_done.get();
+        let mut earlier = self.fence.earlier.borrow_mut();
+        let mut all = earlier.take().filter(|_| !is_done).unwrap_or_default();
+        all.extend(recorded);
+        all.sort_unstable();
+        all.dedup();
+        *earlier = Some(all);
         self.fence.is_earlier_done.set(false);
     }
 

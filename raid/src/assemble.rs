@@ -5,11 +5,12 @@
 //! read counts as a missing leg, and is never filled without a command.
 
 use crate::array::{Array, Identity, LegStart, LegState, Options, Resume, Start};
-use crate::claim::Claim;
+use crate::claim::{Claim, Owner};
 use crate::decide::{decide, decide_single, Choice, Decision, Lack, Role, View};
 use crate::probe::{Member, MemberError};
 use crate::superblock::SuperblockError;
 use crate::witness::{Witness, WitnessError, WitnessRecord};
+use blockdev::path::Isid;
 use blockdev::{BlockDevice, IoError, LegIndex, Pool, Rt};
 use std::rc::Rc;
 use thiserror::Error;
@@ -221,8 +222,29 @@ pub async fn assemble(
         Decision::Wait(lack) => return Err(AssembleError::Waiting(lack)),
         Decision::Diverged(text) => return Err(AssembleError::Diverged(text)),
     };
-    let start = begin(survey, choice, &legs);
+    let recorded = recorded_isids(&survey, options.owner.as_ref());
+    let start = Start {
+        recorded_isids: recorded,
+        ..begin(survey, choice, &legs)
+    };
     Ok(Array::start(rt, pool, witness, options, start))
+}
+
+/// ISIDs that the claims of earlier runs name under the owner's initiator name, and the owner does not.
+fn recorded_isids(survey: &Survey, owner: Option<&Owner>) -> Vec<Isid> {
+    let Some(owner) = owner else {
+        return Vec::new();
+    };
+    let members = survey.members.iter().flatten().map(|(_, member)| member);
+    let claims = members.filter_map(|member| member.claim.as_ref());
+    let same_name = claims.filter(|c| c.owner.initiator_name == owner.initiator_name);
+    let mut isids: Vec<Isid> = Vec::new();
+    for isid in same_name.flat_map(|claim| &claim.owner.isids) {
+        if !owner.isids.contains(isid) && !isids.contains(isid) {
+            isids.push(*isid);
+        }
+    }
+    isids
 }
 
 fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
@@ -332,6 +354,7 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
         recorded_out: if choice.must_record { 0 } else { out },
         record_counter: records.max().unwrap_or(0),
         claim_counter: claims.max().unwrap_or(0),
+        recorded_isids: Vec::new(),
         events_cleared: cleared,
         dirty,
         unclean: choice.unclean,

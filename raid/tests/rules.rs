@@ -823,6 +823,42 @@ fn a_foreign_claim_is_honoured_and_ends_a_running_array() {
 
 /// A session that came since the start may write to a leg once the claim there names it.
 #[test]
+fn a_claim_names_earlier_sessions_until_they_are_fenced() {
+    use blockdev::path::Isid;
+    use raid::claim::Owner;
+    let isid = |n: u8| Isid([0x80, 0, 0, 0, 0, n]);
+    let bench = Bench::new(32);
+    let open = |isids: Vec<Isid>| {
+        let options = Options {
+            owner: Some(Owner {
+                node: raid::Uuid([1; 16]),
+                initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
+                isids,
+            }),
+            ..Options::new("vol1")
+        };
+        let array = bench.open_with([true, true], options, false);
+        let array = array.expect("ours");
+        let claiming = array.clone();
+        let claimed = bench
+            .world
+            .block_on(async move { claiming.begin_claiming().await });
+        claimed.expect("claimed");
+        array
+    };
+    let claimed = || bench.member(1).claim.expect("claimed").owner.isids;
+    open(vec![isid(1), isid(2)]);
+    // Path 2 is gone from the configuration, and this start ends before its fence.
+    drop(open(vec![isid(1)]));
+    assert_eq!(claimed(), [isid(1), isid(2)]);
+    let array = open(vec![isid(1), isid(3)]);
+    assert_eq!(claimed(), [isid(1), isid(2), isid(3)]);
+    array.recovered();
+    bench.run(5000);
+    assert_eq!(claimed(), [isid(1), isid(3)], "fenced");
+}
+
+#[test]
 fn a_claim_names_sessions_that_come_later() {
     use blockdev::path::Isid;
     use raid::claim::{Owner, ISIDS_MAX};

@@ -107,6 +107,12 @@ impl Array {
         // One at a time: none that names fewer sessions lands on a later one's slot.
         let _turn = self.claim_turn.take().await;
         owner.isids.extend(self.joined_isids.borrow().iter());
+        owner.isids.extend(self.recorded_isids.borrow().iter());
+        owner.isids.sort_unstable();
+        owner.isids.dedup();
+        if owner.isids.len() > ISIDS_MAX {
+            return Err(IoError::not_applied(Kind::NoSpace));
+        }
         let counter = self.claim_counter.get() + 1;
         self.claim_counter.set(counter);
         let claim = Claim {

@@ -185,6 +185,9 @@ pub struct Array {
     claim_turn: Rc<Turn>,
     /// ISIDs that claims name beside the owner's: of paths that came since the start.
     joined_isids: RefCell<Vec<Isid>>,
+    /// ISIDs of earlier runs: claims go on naming them until those sessions are fenced, or a start that
+    /// ends before its fence would forget them.
+    recorded_isids: RefCell<Vec<Isid>>,
     failed: RefCell<Option<String>>,
     stopping: Cell<bool>,
     /// When it began to stop, and until when a copy that is nearly done may go on.
@@ -201,6 +204,8 @@ pub(crate) struct Start {
     pub(crate) recorded_out: u8,
     pub(crate) record_counter: u64,
     pub(crate) claim_counter: u64,
+    /// ISIDs that earlier runs claimed and this one does not.
+    pub(crate) recorded_isids: Vec<Isid>,
     pub(crate) events_cleared: u64,
     pub(crate) dirty: Vec<bool>,
     pub(crate) unclean: bool,
@@ -273,6 +278,7 @@ impl Array {
             claim_counter: Cell::new(start.claim_counter),
             claim_turn: Rc::default(),
             joined_isids: RefCell::default(),
+            recorded_isids: RefCell::new(start.recorded_isids.clone()),
             failed: RefCell::default(),
             stopping: Cell::new(false),
             stop_began: Cell::new(Instant::FAR),
@@ -562,6 +568,8 @@ impl Mirror for Array {
 
     fn recovered(&self) {
         self.recovered.set(true);
+        // The fence came first.
+        self.recorded_isids.take();
         self.spawn_resync();
     }
 }

@@ -6,7 +6,7 @@ use crate::keeper::keep;
 use crate::news::Trace;
 use crate::path::{Path, Phase};
 use crate::snapshot::Snapshot;
-use blockdev::path::{Isid, PathName, PathPort, UnitIdentity};
+use blockdev::path::{Isid, PathPort, UnitIdentity};
 use blockdev::{
     Admission, BlockDevice, Completion, Event, Geometry, Instant, IoCtx, Kind, Op, PathCause, Rt,
     Sector,
@@ -71,7 +71,7 @@ impl MultipathDevice {
         let inner = &self.inner;
         loop {
             let seen = inner.changed.seen();
-            let paths = self.present();
+            let paths = inner.all_paths();
             if paths.iter().any(|p| p.is_serving()) {
                 return Ok(());
             }
@@ -100,7 +100,7 @@ impl MultipathDevice {
         };
         OpenError {
             name: self.inner.name(),
-            paths: self.present().iter().map(describe).collect(),
+            paths: self.inner.all_paths().iter().map(describe).collect(),
         }
     }
 
@@ -143,8 +143,7 @@ impl MultipathDevice {
         Ok(())
     }
 
-    /// Own ISIDs of all paths, to be recorded in a claim. Those of removed paths stay among them: what
-    /// their sessions left behind is fenced by their ISIDs.
+    /// Own ISIDs of all paths, to be recorded in a claim.
     pub fn isids(&self) -> Vec<Isid> {
         self.inner.all_paths().iter().map(|p| p.isid).collect()
     }
@@ -195,51 +194,15 @@ impl MultipathDevice {
         rt.spawn(task);
     }
 
-    /// The paths it has, in the order in which they were added.
-    pub fn paths(&self) -> Vec<PathName> {
-        self.present().iter().map(|p| p.name.clone()).collect()
-    }
-
-    /// Takes a path away: its commands end, then it logs out. It stays away until
-    /// [`MultipathDevice::bring_back`].
+    /// Takes a path away for good: its commands end, then it logs out.
     ///
     /// # Errors
     /// If there is no such path.
     pub fn remove_path(&self, portal: &str) -> Result<(), NoSuchPath> {
         let path = self.find(portal)?;
-        self.remove(&path);
+        self.take_down(&path, Phase::Removed, "removed");
+        self.inner.regroup();
         Ok(())
-    }
-
-    /// Removes every path that is not to be kept; returns which. Unlike [`MultipathDevice::remove_path`]
-    /// it tells two paths to one portal apart.
-    pub fn retain_paths(&self, is_kept: impl Fn(&PathName) -> bool) -> Vec<PathName> {
-        let mut gone = self.present();
-        gone.retain(|path| !is_kept(&path.name));
-        gone.iter().for_each(|path| self.remove(path));
-        gone.iter().map(|path| path.name.clone()).collect()
-    }
-
-    fn remove(&self, path: &Rc<Path>) {
-        self.take_down(path, Phase::Removed, "removed");
-        self.inner.regroup();
-    }
-
-    /// Takes a removed path in again, once its old session has ended. It is the same path, under its
-    /// number and ISID: a second one with that ISID would end the first one's sessions, and a fence for
-    /// the first would end the second's. `false` if no path of that name was removed.
-    pub fn bring_back(&self, name: &PathName) -> bool {
-        let paths = self.inner.all_paths();
-        let is_it = |p: &&Rc<Path>| p.phase.get() == Phase::Removed && p.name == *name;
-        let Some(path) = paths.iter().find(is_it) else {
-            return false;
-        };
-        path.forgive();
-        path.phase.set(Phase::Connecting);
-        self.inner.regroup();
-        path.signal.notify();
-        self.inner.changed.notify();
-        true
     }
 
     /// Takes a path down until [`MultipathDevice::reinstate_path`]: its commands end (or move
@@ -303,25 +266,17 @@ impl MultipathDevice {
         Ok(())
     }
 
-    /// The paths that were not removed.
-    fn present(&self) -> Vec<Rc<Path>> {
-        let mut paths = self.inner.all_paths();
-        paths.retain(|p| p.phase.get() != Phase::Removed);
-        paths
-    }
-
     fn find(&self, portal: &str) -> Result<Rc<Path>, NoSuchPath> {
-        let present = self.present();
-        let found = present.iter().find(|p| p.name.portal == portal);
+        let paths = self.inner.all_paths();
+        let present = || paths.iter().filter(|p| p.phase.get() != Phase::Removed);
+        let found = present().find(|p| p.name.portal == portal);
         // `10.0.0.1` means `10.0.0.1:3260` if nothing else fits.
         let short = format!("{portal}:");
-        let starts = |p: &&Rc<Path>| p.name.portal.starts_with(&short);
-        let found = found.or_else(|| present.iter().find(starts));
+        let found = found.or_else(|| present().find(|p| p.name.portal.starts_with(&short)));
         found.cloned().ok_or_else(|| NoSuchPath {
             device: self.name(),
             portal: portal.into(),
-            known: present
-                .iter()
+            known: present()
                 .map(|p| p.name.portal.as_str())
                 .collect::<Vec<_>>()
                 .join(", "),

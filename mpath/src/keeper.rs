@@ -63,15 +63,15 @@ enum Wake {
     Checked(bool),
 }
 
-/// The task of `path`; ends when the device is gone.
+/// The task of `path`; ends when the device or the path is gone.
 pub(crate) async fn keep(device: Weak<Inner>, path: Rc<Path>, rt: Rt) {
     let mut pause = LOGIN_PAUSE;
     loop {
         let Some(inner) = alive(&device) else { return };
         let seen = path.signal.seen();
         match path.phase.get() {
-            // A removed one may be brought back.
-            Phase::Down | Phase::Removed => {
+            Phase::Removed => return,
+            Phase::Down => {
                 drop(inner);
                 path.signal.since(seen).await;
                 continue;

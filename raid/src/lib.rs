@@ -30,7 +30,6 @@ mod window;
 pub mod witness;
 
 pub use array::{
-    Array, ArraySnapshot, ControlError, Fill, LastSync, LegSnapshot, NotClaimed, Options,
-    SyncSnapshot, Why,
+    Array, ArraySnapshot, ControlError, Fill, LastSync, LegSnapshot, Options, SyncSnapshot, Why,
 };
 pub use uuid::Uuid;

@@ -2,24 +2,8 @@
 
 use super::{Array, Leg};
 use crate::claim::{read_claim, write_claim, Claim, ClaimGate, SharedGate, ISIDS_MAX, REFRESH};
-use blockdev::path::Isid;
 use blockdev::{Admission, IoError, Kind, Refusal};
 use std::rc::Rc;
-use thiserror::Error;
-
-/// Why the claim does not name further sessions.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum NotClaimed {
-    /// With them it would name more than [`ISIDS_MAX`].
-    #[error("the claim has room for {ISIDS_MAX} sessions")]
-    Full,
-    /// The unit does not have it.
-    #[error("the claim is not written on {0}")]
-    Leg(String),
-    /// No leg has it.
-    #[error("the claim cannot be written: {0}")]
-    Io(#[from] IoError),
-}
 
 impl Array {
     /// Writes the claim to every leg that can be reached, and refreshes it from now on. Call it
@@ -49,35 +33,7 @@ impl Array {
                 let _ = array.refresh_claims().await;
             }
         });
-        result.map(|_| ())
-    }
-
-    /// Has every claim from now on name `isids` too, and writes one. `Ok` means that sessions under them
-    /// may write to `device`: its leg has that claim on stable storage or, if it is no leg (a spare), some
-    /// leg has. On an error the claims to come may name them all the same, which does no harm.
-    ///
-    /// # Panics
-    /// If the options name no owner.
-    pub async fn claim_sessions(&self, device: &str, isids: &[Isid]) -> Result<(), NotClaimed> {
-        let owner = self.options.owner.as_ref();
-        let owner = owner.expect("an array without owner claims nothing");
-        if self.closed().is_some() {
-            return Err(IoError::not_applied(Kind::Closed).into());
-        }
-        {
-            let mut joined = self.joined_isids.borrow_mut();
-            let is_new = |isid: &&Isid| !owner.isids.contains(isid) && !joined.contains(isid);
-            let new: Vec<Isid> = isids.iter().filter(is_new).copied().collect();
-            if owner.isids.len() + joined.len() + new.len() > ISIDS_MAX {
-                return Err(NotClaimed::Full);
-            }
-            joined.extend(new);
-        }
-        let has_it = self.refresh_claims().await?;
-        match self.legs.iter().position(|leg| leg.name() == device) {
-            Some(leg) if !has_it[leg] => Err(NotClaimed::Leg(device.to_owned())),
-            _ => Ok(()),
-        }
+        result
     }
 
     /// Has the leg's device ask on each new session whether the claim is still ours.
@@ -99,14 +55,10 @@ impl Array {
         *leg.gate.borrow_mut() = Some(gate);
     }
 
-    /// Which legs have the claim; `Err` if none has.
-    async fn refresh_claims(&self) -> Result<[bool; 3], IoError> {
+    async fn refresh_claims(&self) -> Result<(), IoError> {
         let Some(mut owner) = self.options.owner.clone() else {
-            return Ok([false; 3]);
+            return Ok(());
         };
-        // One at a time: none that names fewer sessions lands on a later one's slot.
-        let _turn = self.claim_turn.take().await;
-        owner.isids.extend(self.joined_isids.borrow().iter());
         owner.isids.extend(self.recorded_isids.borrow().iter());
         owner.isids.sort_unstable();
         owner.isids.dedup();
@@ -124,12 +76,12 @@ impl Array {
         let first = self.claim_leg(&self.legs[0], &claim);
         let second = self.claim_leg(&self.legs[1], &claim);
         let (first, second) = crate::notify::both(first, second).await;
-        let third = self.claim_leg(&self.legs[2], &claim).await;
+        self.claim_leg(&self.legs[2], &claim).await;
         if self.failed.borrow().is_some() {
             return Err(IoError::not_applied(Kind::Refused(Refusal::NotOwner)));
         }
         if first || second {
-            Ok([first, second, third])
+            Ok(())
         } else {
             Err(IoError::not_applied(Kind::Closed))
         }

@@ -35,7 +35,6 @@ mod stop;
 mod sync;
 mod write;
 
-pub use claims::NotClaimed;
 pub use control::{ControlError, Fill};
 pub use leg::Why;
 pub(crate) use leg::{LegStart, LegState};
@@ -181,10 +180,6 @@ pub struct Array {
     recovered: Cell<bool>,
     sync: RefCell<sync::Progress>,
     claim_counter: Cell<u64>,
-    /// One claim is written at a time.
-    claim_turn: Rc<Turn>,
-    /// ISIDs that claims name beside the owner's: of paths that came since the start.
-    joined_isids: RefCell<Vec<Isid>>,
     /// ISIDs of earlier runs: claims go on naming them until those sessions are fenced, or a start that
     /// ends before its fence would forget them.
     recorded_isids: RefCell<Vec<Isid>>,
@@ -276,8 +271,6 @@ impl Array {
             recovered: Cell::new(false),
             sync: RefCell::default(),
             claim_counter: Cell::new(start.claim_counter),
-            claim_turn: Rc::default(),
-            joined_isids: RefCell::default(),
             recorded_isids: RefCell::new(start.recorded_isids.clone()),
             failed: RefCell::default(),
             stopping: Cell::new(false),

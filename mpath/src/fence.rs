@@ -71,8 +71,8 @@ pub(crate) struct Fence {
     pub(crate) is_quiet_due: Cell<bool>,
     /// A LOGICAL UNIT RESET that ends commands is out on the session of this epoch.
     resetting: Cell<Option<u64>>,
-    /// ISIDs of an earlier run that this run has not fenced yet; `None`: done.
-    earlier: RefCell<Option<Vec<(String, Isid)>>>,
+    /// ISIDs of an earlier run that this run has not fenced yet.
+    earlier: RefCell<Vec<(String, Isid)>>,
     is_earlier_done: Cell<bool>,
     waiters: RefCell<Vec<Waiter>>,
     failure: RefCell<Option<String>>,
@@ -98,17 +98,13 @@ fn can_fence(path: &Rc<Path>) -> bool {
 }
 
 impl Inner {
-    /// The ISIDs an earlier run recorded, beside those that were told before and are not fenced yet:
-    /// they are fenced with the derived ones by the first
-    /// `Op::Fence`.
+    /// The ISIDs an earlier run recorded; they are fenced with the derived ones by the first
+    /// `Op::Fence`, as are those that were told before and are not fenced yet.
     pub(crate) fn set_earlier(&self, recorded: Vec<(String, Isid)>) {
-        let is_done = self.fence.is_earlier_done.get();
         let mut earlier = self.fence.earlier.borrow_mut();
-        let mut all = earlier.take().filter(|_| !is_done).unwrap_or_default();
-        all.extend(recorded);
-        all.sort_unstable();
-        all.dedup();
-        *earlier = Some(all);
+        earlier.extend(recorded);
+        earlier.sort_unstable();
+        earlier.dedup();
         self.fence.is_earlier_done.set(false);
     }
 
@@ -271,7 +267,7 @@ impl Inner {
         }
     }
 
-    pub(crate) fn is_tainted(&self, epoch: u64) -> bool {
+    fn is_tainted(&self, epoch: u64) -> bool {
         self.taints.borrow().iter().any(|(_, t)| t.epoch == epoch)
     }
 
@@ -348,6 +344,7 @@ impl Inner {
             Barrier::Time => self.assume().await?,
         };
         self.drop_taints_of(|epoch| epoch < next_epoch && !open.contains(&epoch));
+        self.fence.earlier.take();
         self.fence.is_earlier_done.set(true);
         Ok(format!("{what}, grade {}", fencing.grade.as_str()))
     }
@@ -528,7 +525,7 @@ impl Inner {
                 self.reinstate(&path, on, live, fencing).await?;
             }
         }
-        let recorded = self.fence.earlier.borrow().clone().unwrap_or_default();
+        let recorded = self.fence.earlier.borrow().clone();
         let own = self.config.borrow().initiator_name.clone();
         for (initiator_name, isid) in recorded {
             let is_derived =

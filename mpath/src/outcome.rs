@@ -380,10 +380,6 @@ impl Inner {
         let Some(live) = path.detach(epoch) else {
             return;
         };
-        if self.is_tainted(epoch) {
-            // Also of what our own reset ended, which is no attempt any more.
-            path.add_stale(epoch);
-        }
         let now = self.rt.now();
         let was_serving = matches!(path.phase.get(), Phase::Serving | Phase::Identifying);
         if !matches!(path.phase.get(), Phase::Down | Phase::Removed) {

@@ -119,18 +119,14 @@ impl Inner {
             group(policy, &config, &self.paths.borrow(), &self.rt)
         };
         // A rotation goes on where it was.
-        let rank = |index: &usize| {
-            let before = self.groups.borrow();
-            let places = before.iter().flat_map(|g| &g.order);
-            places
-                .enumerate()
-                .find(|(_, i)| *i == index)
-                .map(|(n, _)| n)
-        };
+        let mut ranks = vec![usize::MAX; self.paths.borrow().len()];
+        let before = self.groups.borrow();
+        for (rank, &index) in before.iter().flat_map(|g| &g.order).enumerate() {
+            ranks[index] = rank;
+        }
+        drop(before);
         for group in &mut groups {
-            group
-                .order
-                .sort_by_cached_key(|i| rank(i).unwrap_or(usize::MAX));
+            group.order.sort_by_key(|&index| ranks[index]);
         }
         // The group in use stays the one in use, wherever its paths are now: `failback` decides
         // about leaving it, not a login.

@@ -61,9 +61,6 @@ pub enum Grouping {
     ByNodeName,
 }
 
-/// Default of `base_weight`, in 1024ths.
-const BASE_WEIGHT: u32 = 972;
-
 /// `path_selector`, within a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum SelectorKind {
@@ -86,6 +83,9 @@ pub enum SelectorKind {
 }
 
 impl SelectorKind {
+    /// Default of `base_weight` of `historical-service-time`, in 1024ths.
+    pub const BASE_WEIGHT: u32 = 972;
+
     /// Name as in `multipath -ll`.
     pub fn name(self) -> &'static str {
         match self {
@@ -103,7 +103,7 @@ impl SelectorKind {
             SelectorKind::HistoricalServiceTime {
                 base_weight,
                 threshold_multiplier,
-            } if (base_weight, threshold_multiplier) != (BASE_WEIGHT, 0) => {
+            } if (base_weight, threshold_multiplier) != (Self::BASE_WEIGHT, 0) => {
                 format!("2 {base_weight} {threshold_multiplier}")
             }
             _ => "0".to_owned(),

@@ -227,7 +227,7 @@ fn selector(s: &Section, errors: &mut Vec<Problem>) -> Selector {
         "io-affinity" => Selector::IoAffinity,
         "tail-latency" => Selector::TailLatency,
         "historical-service-time" => {
-            // dm-historical-service-time: base_weight 0..1024, default 972; threshold_multiplier ≤ 1024.
+            // dm-historical-service-time: base_weight 0..1024, threshold_multiplier ≤ 1024.
             let mut arg = |i: usize, default: u32| match values.get(i).map(|v| v.parse::<u32>()) {
                 None => default,
                 Some(Ok(n)) if n <= 1024 => n,
@@ -240,7 +240,7 @@ fn selector(s: &Section, errors: &mut Vec<Problem>) -> Selector {
                 }
             };
             Selector::HistoricalServiceTime {
-                base_weight: arg(0, 972),
+                base_weight: arg(0, mpath::SelectorKind::BASE_WEIGHT),
                 threshold_multiplier: arg(1, 0),
             }
         }

@@ -10,7 +10,6 @@ use crate::decide::{decide, decide_single, Choice, Decision, Lack, Role, View};
 use crate::probe::{Member, MemberError};
 use crate::superblock::SuperblockError;
 use crate::witness::{Witness, WitnessError, WitnessRecord};
-use blockdev::path::Isid;
 use blockdev::{BlockDevice, IoError, LegIndex, Pool, Rt};
 use std::rc::Rc;
 use thiserror::Error;
@@ -222,32 +221,11 @@ pub async fn assemble(
         Decision::Wait(lack) => return Err(AssembleError::Waiting(lack)),
         Decision::Diverged(text) => return Err(AssembleError::Diverged(text)),
     };
-    let recorded = recorded_isids(&survey, options.owner.as_ref());
-    let start = Start {
-        recorded_isids: recorded,
-        ..begin(survey, choice, &legs)
-    };
+    let start = begin(survey, choice, &legs, options.owner.as_ref());
     Ok(Array::start(rt, pool, witness, options, start))
 }
 
-/// ISIDs that the claims of earlier runs name under the owner's initiator name, and the owner does not.
-fn recorded_isids(survey: &Survey, owner: Option<&Owner>) -> Vec<Isid> {
-    let Some(owner) = owner else {
-        return Vec::new();
-    };
-    let members = survey.members.iter().flatten().map(|(_, member)| member);
-    let claims = members.filter_map(|member| member.claim.as_ref());
-    let same_name = claims.filter(|c| c.owner.initiator_name == owner.initiator_name);
-    let mut isids: Vec<Isid> = Vec::new();
-    for isid in same_name.flat_map(|claim| &claim.owner.isids) {
-        if !owner.isids.contains(isid) && !isids.contains(isid) {
-            isids.push(*isid);
-        }
-    }
-    isids
-}
-
-fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
+fn begin(survey: Survey, choice: Choice, legs: &[LegInput], owner: Option<&Owner>) -> Start {
     let in_sync = |slot: usize| choice.roles[slot] == Role::InSync;
     let source = if in_sync(0) { 0 } else { 1 };
     let Some((_, model)) = &survey.members[source] else {
@@ -279,7 +257,13 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
     };
     let all = || survey.members.iter().flatten().map(|(_, member)| member);
     let records = all().filter_map(|m| m.record.as_ref()).map(|r| r.counter);
-    let claims = all().filter_map(|m| m.claim.as_ref()).map(|c| c.counter);
+    let claims = || all().filter_map(|m| m.claim.as_ref());
+    let has_our_name = |claim: &&Claim| {
+        owner.is_some_and(|owner| owner.initiator_name == claim.owner.initiator_name)
+    };
+    let recorded = claims().filter(has_our_name);
+    let recorded_isids = recorded.flat_map(|c| c.owner.isids.clone()).collect();
+    let claim_counter = claims().map(|c| c.counter).max().unwrap_or(0);
     let flushed = survey
         .witness
         .is_some_and(|w| w.flushed && w.events == choice.events);
@@ -353,8 +337,8 @@ fn begin(survey: Survey, choice: Choice, legs: &[LegInput]) -> Start {
         holders: survey.witness.map_or([0; 2], |witness| witness.devices),
         recorded_out: if choice.must_record { 0 } else { out },
         record_counter: records.max().unwrap_or(0),
-        claim_counter: claims.max().unwrap_or(0),
-        recorded_isids: Vec::new(),
+        claim_counter,
+        recorded_isids,
         events_cleared: cleared,
         dirty,
         unclean: choice.unclean,

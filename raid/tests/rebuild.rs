@@ -5,7 +5,7 @@ mod common;
 use blockdev::{
     Allocation, BlockDevice, IoCtx, IoVec, Kind, LegIndex, LocalFuture, Mirror, Op, Sector, Verdict,
 };
-use common::bench::{events, told, Bench};
+use common::bench::{events, owner, told, Bench};
 use common::Sectors;
 use raid::{Array, ControlError, Options};
 use std::ops::Range;
@@ -419,24 +419,15 @@ fn an_image_put_back_while_nothing_is_written_is_noticed() {
 #[test]
 fn an_image_older_than_the_last_claim_is_noticed_while_its_bits_are_set() {
     let bench = Bench::new(14);
-    let owner = raid::claim::Owner {
-        node: raid::Uuid([1; 16]),
-        initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
-        isids: vec![],
-    };
     let options = Options {
-        owner: Some(owner),
+        owner: Some(owner(1, &[])),
         bitmap_sleep: Duration::from_secs(3600),
         ..Options::new("vol1")
     };
     let opened = bench.open_with([true, true], options, false);
     let array = opened.expect("unclaimed");
     array.recovered();
-    let claiming = array.clone();
-    bench
-        .world
-        .block_on(async move { claiming.begin_claiming().await })
-        .expect("claimed");
+    bench.claim(&array);
     bench.write(&array, QUIET, 1).expect("written");
     bench.run(1000);
     let image = bench.legs[1].image();

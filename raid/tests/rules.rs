@@ -3,7 +3,7 @@
 mod common;
 
 use blockdev::{BlockDevice, Done, IoCtx, Kind, LegIndex, LocalFuture, Mirror, Op, Sector};
-use common::bench::{told, Bench};
+use common::bench::{owner, told, Bench};
 use common::Shared;
 use raid::assemble::{assemble, AssembleError};
 use raid::format::{create, CreateOptions};
@@ -777,26 +777,17 @@ fn our_own_stall_blames_no_leg() {
 
 #[test]
 fn a_foreign_claim_is_honoured_and_ends_a_running_array() {
-    use raid::claim::{write_claim, Claim, Owner};
+    use raid::claim::{write_claim, Claim};
     let bench = Bench::new(29);
-    let owner = |n: u8| Owner {
-        node: raid::Uuid([n; 16]),
-        initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
-        isids: vec![],
-    };
     let options = |n| Options {
-        owner: Some(owner(n)),
+        owner: Some(owner(n, &[])),
         ..Options::new("vol1")
     };
     let array = bench
         .open_with([true, true], options(1), false)
         .expect("unclaimed");
     array.recovered();
-    let claiming = array.clone();
-    bench
-        .world
-        .block_on(async move { claiming.begin_claiming().await })
-        .expect("claimed");
+    bench.claim(&array);
     bench.write(&array, 8, 1).expect("written");
     let refused = bench.open_with([true, true], options(2), false);
     assert!(matches!(refused, Err(AssembleError::Claimed { .. })));
@@ -807,7 +798,7 @@ fn a_foreign_claim_is_honoured_and_ends_a_running_array() {
     let pool = bench.pool.clone();
     bench.world.block_on(async move {
         let claim = Claim {
-            owner: owner(2),
+            owner: owner(2, &[]),
             counter: newest.counter + 10,
             ..newest
         };
@@ -824,34 +815,24 @@ fn a_foreign_claim_is_honoured_and_ends_a_running_array() {
 /// A start may end before its fence: until then the sessions of earlier runs stay in the claim (rule 7).
 #[test]
 fn a_claim_names_earlier_sessions_until_they_are_fenced() {
-    use blockdev::path::Isid;
-    use raid::claim::Owner;
-    let isid = |n: u8| Isid([0x80, 0, 0, 0, 0, n]);
+    let isid = |n: u8| blockdev::path::Isid([0x80, 0, 0, 0, 0, n]);
     let bench = Bench::new(32);
-    let open = |isids: Vec<Isid>| {
+    let open = |isids: &[_]| {
         let options = Options {
-            owner: Some(Owner {
-                node: raid::Uuid([1; 16]),
-                initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
-                isids,
-            }),
+            owner: Some(owner(1, isids)),
             ..Options::new("vol1")
         };
         let array = bench.open_with([true, true], options, false);
         let array = array.expect("ours");
-        let claiming = array.clone();
-        let claimed = bench
-            .world
-            .block_on(async move { claiming.begin_claiming().await });
-        claimed.expect("claimed");
+        bench.claim(&array);
         array
     };
     let claimed = || bench.member(1).claim.expect("claimed").owner.isids;
-    open(vec![isid(1), isid(2)]);
+    open(&[isid(1), isid(2)]);
     // Path 2 is gone from the configuration, and this start ends before its fence.
-    drop(open(vec![isid(1)]));
+    drop(open(&[isid(1)]));
     assert_eq!(claimed(), [isid(1), isid(2)]);
-    let array = open(vec![isid(1), isid(3)]);
+    let array = open(&[isid(1), isid(3)]);
     assert_eq!(claimed(), [isid(1), isid(2), isid(3)]);
     array.recovered();
     bench.run(5000);

@@ -199,7 +199,7 @@ pub(crate) struct Start {
     pub(crate) recorded_out: u8,
     pub(crate) record_counter: u64,
     pub(crate) claim_counter: u64,
-    /// ISIDs that earlier runs claimed and this one does not.
+    /// ISIDs that earlier runs claimed under the name of this one.
     pub(crate) recorded_isids: Vec<Isid>,
     pub(crate) events_cleared: u64,
     pub(crate) dirty: Vec<bool>,

@@ -1,13 +1,15 @@
 //! Two simulated legs, a witness and the array above them, driven from a test.
 
 use super::{Shared, SimLeg, SimWitness};
+use blockdev::path::Isid;
 use blockdev::sim::VirtualRt;
 use blockdev::{BlockDevice, Event, IoCtx, Kind, Mirror, Op, Pool, Sector};
 use raid::assemble::{assemble, AssembleError, LegInput};
+use raid::claim::Owner;
 use raid::format::{create, CreateOptions};
 use raid::probe::Member;
 use raid::superblock::Superblock;
-use raid::{Array, Options};
+use raid::{Array, Options, Uuid};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +20,15 @@ pub(crate) struct Bench {
     pub(crate) pool: Pool,
     pub(crate) legs: [Rc<SimLeg>; 2],
     pub(crate) witness: Rc<SimWitness>,
+}
+
+/// A node that claims, with its sessions.
+pub(crate) fn owner(node: u8, isids: &[Isid]) -> Owner {
+    Owner {
+        node: Uuid([node; 16]),
+        initiator_name: "iqn.2024-12.tp2.b3:data-chunk1:chunk1-initiator".into(),
+        isids: isids.to_vec(),
+    }
 }
 
 impl Bench {
@@ -50,6 +61,15 @@ impl Bench {
                 .expect("created");
         });
         bench
+    }
+
+    /// Has an array claim its legs, from now on.
+    pub(crate) fn claim(&self, array: &Rc<Array>) {
+        let array = array.clone();
+        let claimed = self
+            .world
+            .block_on(async move { array.begin_claiming().await });
+        claimed.expect("claimed");
     }
 
     pub(crate) fn input(&self, present: [bool; 2]) -> Vec<LegInput> {

@@ -263,15 +263,15 @@ impl Session {
             }
             data = std::mem::take(&mut task.read).freeze(task.received as usize);
         }
-        let moves_blocks = good && !task.write.is_empty() && !cdb::takes_parameters(&task.cdb);
-        if moves_blocks && underflow > 0 {
+        let took_blocks = good && !task.write.is_empty() && !cdb::takes_parameters(&task.cdb);
+        if took_blocks && underflow > 0 {
             return self.end(tag, Outcome::Bad("write transferred in part"));
         }
-        if moves_blocks && task.fetched < task.expected {
+        if took_blocks && task.fetched < task.expected {
             let lie = "GOOD for a write whose data were not all asked for";
             return self.end(tag, Outcome::Bad(lie));
         }
-        if moves_blocks && (task.unasked_left > 0 || self.tx.has_data(tag)) {
+        if took_blocks && (task.unasked_left > 0 || self.tx.has_data(tag)) {
             let lie = "GOOD for a write whose data had not all left";
             return self.end(tag, Outcome::Bad(lie));
         }
